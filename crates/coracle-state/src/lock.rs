@@ -1,0 +1,103 @@
+//! Advisory locks whose holder can be named.
+//!
+//! A lock is a `flock` on a file; the kernel drops it when its holder dies, however it dies. The file's text
+//! says who holds it, for messages only.
+//!
+//! Order in which locks are taken, outermost first: container, network, store. None is held over I/O to the
+//! network or while a user's program runs.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::StateError;
+
+/// A held lock; dropping it releases it.
+#[derive(Debug)]
+pub struct Lock(File);
+
+/// Takes the exclusive lock on `path`, waiting for it. Blocks.
+///
+/// # Errors
+/// The file cannot be created or locked.
+pub fn exclusive(path: &Path, command: &str) -> Result<Lock, StateError> {
+    let file = open(path)?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|e| StateError::io("lock", path, e))?;
+    Ok(stamp(file, command))
+}
+
+/// Takes the exclusive lock on `path` if nobody holds it; `None` otherwise.
+///
+/// # Errors
+/// The file cannot be created or locked.
+pub fn try_exclusive(path: &Path, command: &str) -> Result<Option<Lock>, StateError> {
+    let file = open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(stamp(file, command))),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(StateError::io("lock", path, e)),
+    }
+}
+
+/// Whether somebody holds the lock on `path`; a missing file is not held.
+///
+/// # Errors
+/// The file is there and cannot be asked.
+pub fn is_held(path: &Path) -> Result<bool, StateError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(StateError::io("open", path, e)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(StateError::io("lock", path, e)),
+    }
+}
+
+/// Who wrote last into the lock file: `coracle pull (pid 4711)`. For messages only.
+#[must_use]
+pub fn holder(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(256).read_to_string(&mut text).ok()?;
+    let (pid, command) = text.trim().split_once(' ')?;
+    Some(format!("`{command}` (pid {pid})"))
+}
+
+fn open(path: &Path) -> Result<File, StateError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| StateError::io("open", path, e))
+}
+
+fn stamp(mut file: File, command: &str) -> Lock {
+    let text = format!("{} {command}\n", std::process::id());
+    // The text is for messages: a full disk must not keep anybody from locking.
+    let stamped = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+    drop(stamped);
+    Lock(file)
+}
+
+impl Lock {
+    /// The locked file, for handing the lock to another process by inheritance.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Gives up ownership without unlocking, for a file that a child has inherited.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.0
+    }
+}

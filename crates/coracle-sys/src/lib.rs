@@ -1,0 +1,14 @@
+//! The kernel as Coracle sees it. Every unsafe call of the project is in this crate; what it exports is safe.
+//!
+//! Rules: each file descriptor has one owner and is close-on-exec from birth; nothing here reads a clock, the
+//! environment or a configuration; an error is the kernel's (`std::io::Error`), the caller names the object.
+#![cfg_attr(not(test), expect(unsafe_code, reason = "this crate exists to hold it"))]
+#![cfg_attr(test, allow(unsafe_code, clippy::allow_attributes, reason = "this crate exists to hold it"))]
+
+pub mod layered;
+pub mod mount;
+pub mod netlink;
+pub mod process;
+pub mod seccomp;
+pub mod socket;
+pub mod terminal;

@@ -1,0 +1,1 @@
+//! The new mount API with its fall-backs, and path resolution that cannot leave a root.

@@ -1,0 +1,1 @@
+//! Netlink sockets: requests, acknowledgements, dumps and atomic batches.

@@ -1,0 +1,1 @@
+//! Terminals: pseudo-terminal pairs, raw mode, window sizes.
