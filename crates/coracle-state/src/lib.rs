@@ -33,6 +33,7 @@ pub mod error;
 pub mod files;
 pub mod id;
 pub mod lock;
+pub mod names;
 
 pub use container::{ContainerSpec, RunState, Status};
 pub use dirs::Dirs;
