@@ -1,0 +1,66 @@
+//! Builds `coracle` and says where the binary is.
+
+use std::path::PathBuf;
+
+use crate::error::TaskError;
+use crate::{scratch, shell};
+
+/// How to build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Fast to build: tests.
+    Debug,
+    /// Optimised, without the long link: trying measurements.
+    Profiling,
+    /// What is shipped.
+    Release,
+}
+
+impl Profile {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "dev",
+            Self::Profiling => "profiling",
+            Self::Release => "release",
+        }
+    }
+
+    const fn dir(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Profiling => "profiling",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Rust's name of the static target of this machine.
+#[must_use]
+pub fn target() -> &'static str {
+    if std::env::consts::ARCH == "aarch64" {
+        "aarch64-unknown-linux-musl"
+    } else {
+        "x86_64-unknown-linux-musl"
+    }
+}
+
+/// A cargo command in the workspace.
+#[must_use]
+pub fn cargo() -> std::process::Command {
+    // Cargo sets CARGO for what it runs.
+    let program = shell::environment("CARGO").unwrap_or_else(|| "cargo".to_owned());
+    let mut command = shell::command(program);
+    command.current_dir(scratch::workspace());
+    command
+}
+
+/// Builds the binary unless it is up to date, and returns its path.
+///
+/// # Errors
+/// If it does not compile.
+pub fn build(profile: Profile) -> Result<PathBuf, TaskError> {
+    let mut command = cargo();
+    command.args(["build", "--package", "coracle", "--target", target(), "--profile", profile.name()]);
+    shell::run(&mut command)?;
+    Ok(scratch::target_dir().join(target()).join(profile.dir()).join("coracle"))
+}
