@@ -22,7 +22,7 @@
 //! │   ├── control.sock              the monitor's control socket
 //! │   ├── monitor.lock              flocked by the monitor as long as it lives
 //! │   └── lock                      flocked by an engine command that starts, stops or removes
-//! └── networks/<network>/leases/<address>   exclusive file = the lease; its text is the container id
+//! └── networks/<network>/leases/<address>   symlink to the container id; created exclusively = the lease
 //! ```
 //!
 //! Invariant: a file here is immutable, or has one writer role, or is created exclusively and only deleted.

@@ -8,6 +8,7 @@
 pub mod layered;
 pub mod mount;
 pub mod netlink;
+pub mod netns;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
