@@ -6,7 +6,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 static ON: AtomicBool = AtomicBool::new(false);
 static MARKS: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
@@ -38,16 +38,23 @@ pub fn is_on() -> bool {
 /// Says that `step` ended just now.
 pub fn mark(step: &str) {
     if is_on() {
-        add(step.to_owned());
+        add(step, Duration::ZERO);
     }
 }
 
-fn add(step: String) {
+/// Says that `step` ended `ago` before now, in another process of this command.
+pub fn mark_earlier(step: &str, ago: Duration) {
+    if is_on() {
+        add(step, ago);
+    }
+}
+
+fn add(step: &str, ago: Duration) {
     let start = START.lock().ok().and_then(|s| *s);
     let Some(start) = start else { return };
-    let at_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let at_us = u64::try_from(start.elapsed().saturating_sub(ago).as_micros()).unwrap_or(u64::MAX);
     if let Ok(mut marks) = MARKS.lock() {
-        marks.push(Mark { at_us, step });
+        marks.push(Mark { at_us, step: step.to_owned() });
     }
 }
 

@@ -1,0 +1,2 @@
+//! The monitor as a process.
+fn main() {}
