@@ -1,0 +1,127 @@
+//! The flags of `run` and `create`.
+
+use crate::cli::flags::{Flag, list, on, refused, text};
+
+/// Both have these.
+pub(crate) const ALL: &[&[Flag]] = &[COMMON, HEALTH, REFUSED];
+
+/// Only `run` has these.
+pub(crate) const RUN: &[Flag] = &[
+    on("detach", Some('d'), "Run in the background and print the container's id"),
+    text("detach-keys", None, "string", "Keys that leave the container running (default ctrl-p,ctrl-q)"),
+    on("sig-proxy", None, "Pass signals on to the container (default true)"),
+];
+
+/// Flags of `run`.
+pub(crate) const FOR_RUN: &[&[Flag]] = &[COMMON, HEALTH, RUN, REFUSED];
+
+const COMMON: &[Flag] = &[
+    list("add-host", None, "list", "Add a line to /etc/hosts (name:ip)"),
+    list("annotation", None, "map", "Add an OCI annotation"),
+    list("attach", Some('a'), "list", "Attach to STDIN, STDOUT or STDERR"),
+    list("cap-add", None, "list", "Add Linux capabilities"),
+    list("cap-drop", None, "list", "Drop Linux capabilities"),
+    text("cgroup-parent", None, "string", "cgroup to make the container's in"),
+    text("cgroupns", None, "string", "cgroup namespace: host or private"),
+    text("cidfile", None, "string", "Write the container's id into this file"),
+    text("cpu-period", None, "int", "CFS period, microseconds"),
+    text("cpu-quota", None, "int", "CFS quota, microseconds"),
+    text("cpu-shares", Some('c'), "int", "Relative weight of processor time"),
+    text("cpus", None, "decimal", "Number of processors"),
+    text("cpuset-cpus", None, "string", "Processors to run on (0-3, 0,1)"),
+    text("cpuset-mems", None, "string", "Memory nodes to use (0-3, 0,1)"),
+    list("device", None, "list", "Add a device of the host"),
+    list("device-cgroup-rule", None, "list", "Add a rule to the allowed devices"),
+    list("dns", None, "list", "Set name servers"),
+    list("dns-option", None, "list", "Set resolver options"),
+    list("dns-search", None, "list", "Set search domains"),
+    text("domainname", None, "string", "NIS domain name"),
+    text("entrypoint", None, "string", "Replace the image's entrypoint"),
+    list("env", Some('e'), "list", "Set environment variables"),
+    list("env-file", None, "list", "Read environment variables from a file"),
+    list("expose", None, "list", "Name ports without publishing them"),
+    list("group-add", None, "list", "Add groups"),
+    text("hostname", Some('h'), "string", "Host name"),
+    on("init", None, "Run an init that forwards signals and reaps processes"),
+    on("interactive", Some('i'), "Keep standard input open"),
+    text("ip", None, "string", "IPv4 address"),
+    text("ipc", None, "string", "IPC namespace"),
+    list("label", Some('l'), "list", "Set labels"),
+    list("label-file", None, "list", "Read labels from a file"),
+    list("link", None, "list", "Accepted for Docker's sake"),
+    text("log-driver", None, "string", "Where output goes: json-file or none"),
+    list("log-opt", None, "list", "Options of the log driver: max-size, max-file"),
+    text("mac-address", None, "string", "MAC address"),
+    text("memory", Some('m'), "bytes", "Memory limit"),
+    text("memory-reservation", None, "bytes", "Soft memory limit"),
+    text("memory-swap", None, "bytes", "Limit of memory and swap together; -1 for unlimited swap"),
+    list("mount", None, "mount", "Attach a file system"),
+    text("name", None, "string", "Name of the container"),
+    list("network", None, "network", "Connect to a network"),
+    list("network-alias", None, "list", "Add a name on the network"),
+    on("oom-kill-disable", None, "The kernel does not kill when memory runs out (cgroup v1)"),
+    text("oom-score-adj", None, "int", "Preference of the kernel when memory runs out (-1000 to 1000)"),
+    text("pid", None, "string", "PID namespace"),
+    text("pids-limit", None, "int", "Most processes; -1 for unlimited"),
+    text("platform", None, "string", "Platform, for images with several"),
+    on("privileged", None, "Lift all restrictions"),
+    list("publish", Some('p'), "list", "Publish ports to the host"),
+    on("publish-all", Some('P'), "Publish all exposed ports to random ports"),
+    text("pull", None, "string", "Pull the image first: always, missing or never (default missing)"),
+    on("quiet", Some('q'), "Print nothing while pulling"),
+    on("read-only", None, "Mount the root file system read-only"),
+    text("restart", None, "string", "When it is restarted (default no)"),
+    on("rm", None, "Remove the container when it exits"),
+    text("runtime", None, "string", "Accepted for Docker's sake: there is one runtime"),
+    list("security-opt", None, "list", "Security options"),
+    text("shm-size", None, "bytes", "Size of /dev/shm"),
+    text("stop-signal", None, "string", "Signal that asks the container to stop"),
+    text("stop-timeout", None, "int", "Seconds until it is killed after that"),
+    list("sysctl", None, "map", "Kernel parameters of the container's namespaces"),
+    list("tmpfs", None, "list", "Mount memory at a path"),
+    on("tty", Some('t'), "Allocate a terminal"),
+    list("ulimit", None, "ulimit", "Limits of processes"),
+    text("user", Some('u'), "string", "User or uid (format: name|uid[:group|gid])"),
+    text("userns", None, "string", "User namespace: host"),
+    text("uts", None, "string", "UTS namespace: host"),
+    list("volume", Some('v'), "list", "Mount a volume or a path of the host"),
+    text("volume-driver", None, "string", "Driver of new volumes: local"),
+    list("volumes-from", None, "list", "Take over the mounts of other containers"),
+    text("workdir", Some('w'), "string", "Working directory"),
+];
+
+const HEALTH: &[Flag] = &[
+    text("health-cmd", None, "string", "Command that checks health"),
+    text("health-interval", None, "duration", "Time between checks"),
+    text("health-retries", None, "int", "Failures in a row until it is unhealthy"),
+    text("health-start-interval", None, "duration", "Time between checks while it starts"),
+    text("health-start-period", None, "duration", "Time that it may take to start"),
+    text("health-timeout", None, "duration", "Longest time of one check"),
+    on("no-healthcheck", None, "Do not check health, whatever the image says"),
+];
+
+const BLOCK_IO: &str = "limits of block devices come with a later release";
+
+const REFUSED: &[Flag] = &[
+    refused("blkio-weight", BLOCK_IO),
+    refused("blkio-weight-device", BLOCK_IO),
+    refused("cpu-count", "it is for Windows"),
+    refused("cpu-percent", "it is for Windows"),
+    refused("cpu-rt-period", "real-time scheduling is not offered"),
+    refused("cpu-rt-runtime", "real-time scheduling is not offered"),
+    refused("device-read-bps", BLOCK_IO),
+    refused("device-read-iops", BLOCK_IO),
+    refused("device-write-bps", BLOCK_IO),
+    refused("device-write-iops", BLOCK_IO),
+    refused("disable-content-trust", "signatures are not checked"),
+    refused("gpus", "name the devices with --device instead"),
+    refused("io-maxbandwidth", "it is for Windows"),
+    refused("io-maxiops", "it is for Windows"),
+    refused("ip6", "IPv6 networks come with a later release"),
+    refused("isolation", "there is one isolation"),
+    refused("kernel-memory", "kernels no longer have this limit"),
+    refused("link-local-ip", "link-local addresses are not assigned"),
+    refused("memory-swappiness", "cgroup v2 no longer has it"),
+    refused("storage-opt", "the root file system has no size limit; use a volume on a file system with one"),
+    refused("use-api-socket", "there is no daemon whose socket could be handed in"),
+];

@@ -1,0 +1,122 @@
+//! What a container may do: capabilities, namespaces, `--security-opt`, `--sysctl`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use coracle_state::container::{SeccompChoice, Security};
+
+use super::{Outside, Parse, invalid};
+use crate::cli::flags::Parsed;
+
+pub(super) fn read(parsed: &Parsed, outside: &Outside<'_>, warnings: &mut Vec<String>) -> Parse<Security> {
+    let mut security = Security {
+        privileged: parsed.is_on("privileged"),
+        cap_add: parsed.all("cap-add").map(capability).collect(),
+        cap_drop: parsed.all("cap-drop").map(capability).collect(),
+        readonly_rootfs: parsed.is_on("read-only"),
+        pid_mode: namespace(parsed, "pid", &["host"], true)?,
+        ipc_mode: namespace(parsed, "ipc", &["host", "none", "private", "shareable"], true)?,
+        uts_mode: namespace(parsed, "uts", &["host"], false)?,
+        userns_mode: namespace(parsed, "userns", &["host"], false)?,
+        cgroupns_mode: namespace(parsed, "cgroupns", &["host", "private"], false)?,
+        sysctls: sysctls(parsed)?,
+        ..Security::default()
+    };
+    for text in parsed.all("security-opt") {
+        option(text, &mut security, outside, warnings)?;
+    }
+    if security.uts_mode == "host" && parsed.is_set("hostname") {
+        return Err("conflicting options: hostname and the UTS mode".to_owned());
+    }
+    Ok(security)
+}
+
+/// `CAP_NET_ADMIN` for `net_admin`; `ALL`.
+fn capability(text: &str) -> String {
+    let upper = text.trim().to_ascii_uppercase();
+    if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+}
+
+fn namespace(parsed: &Parsed, long: &str, words: &[&str], joins: bool) -> Parse<String> {
+    let text = parsed.text(long).unwrap_or("");
+    let joined = joins && text.strip_prefix("container:").is_some_and(|of| !of.is_empty());
+    if text.is_empty() || words.contains(&text) || joined {
+        return Ok(text.to_owned());
+    }
+    let name = match long {
+        "userns" => "USER".to_owned(),
+        "cgroupns" => "CGROUP".to_owned(),
+        other => other.to_ascii_uppercase(),
+    };
+    Err(format!("--{long}: invalid {name} mode"))
+}
+
+fn option(
+    text: &str,
+    security: &mut Security,
+    outside: &Outside<'_>,
+    warnings: &mut Vec<String>,
+) -> Parse<()> {
+    let (key, value) = match text.split_once(['=', ':']) {
+        Some((key, value)) => (key, Some(value)),
+        None => (text, None),
+    };
+    let unknown = || format!("invalid --security-opt: \"{text}\"");
+    match (key, value) {
+        ("no-new-privileges", None | Some("true")) => security.no_new_privileges = true,
+        ("no-new-privileges", Some("false")) => security.no_new_privileges = false,
+        ("seccomp", Some("unconfined")) => security.seccomp = SeccompChoice::Unconfined,
+        ("seccomp", Some("builtin")) => security.seccomp = SeccompChoice::Default,
+        ("seccomp", Some(path)) => security.seccomp = SeccompChoice::Profile(profile(path, outside)?),
+        ("systempaths", Some("unconfined")) => security.unmasked = true,
+        ("apparmor", Some("unconfined" | "")) | ("label", Some(_)) => {}
+        ("apparmor", Some(name)) => {
+            warnings.push(format!("AppArmor profile {name} is not applied: Coracle does not use AppArmor"));
+        }
+        _ => return Err(unknown()),
+    }
+    security.security_opt.push(text.to_owned());
+    Ok(())
+}
+
+/// A profile's JSON, without its white space.
+fn profile(path: &str, outside: &Outside<'_>) -> Parse<String> {
+    let text = (outside.read)(Path::new(path)).map_err(|e| {
+        let why = if e.kind() == std::io::ErrorKind::NotFound {
+            format!("open {path}: no such file or directory")
+        } else {
+            format!("open {path}: {e}")
+        };
+        format!("opening seccomp profile ({path}) failed: {why}")
+    })?;
+    let value: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|e| format!("compacting json for seccomp profile ({path}) failed: {e}"))?;
+    Ok(value.to_string())
+}
+
+/// Parameters that belong to the container's own namespaces.
+fn is_namespaced(name: &str) -> bool {
+    const IPC: &[&str] = &[
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    IPC.contains(&name) || name.starts_with("net.") || name.starts_with("fs.mqueue.")
+}
+
+fn sysctls(parsed: &Parsed) -> Parse<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    for text in parsed.all("sysctl") {
+        let pair = text.split_once('=').filter(|(name, _)| is_namespaced(name));
+        let Some((name, value)) = pair else {
+            return Err(invalid(text, "sysctl", format!("sysctl '{text}' is not allowed")));
+        };
+        all.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(all)
+}
