@@ -1,0 +1,7 @@
+//! Tests of the store as a whole, at its public boundary.
+
+mod crash;
+mod fixture;
+mod life;
+mod power;
+mod processes;
