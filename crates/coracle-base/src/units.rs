@@ -23,7 +23,11 @@ pub fn parse_size(text: &str) -> Option<u64> {
     if !(0.0..9.2e18).contains(&bytes) {
         return None;
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= bytes < 2^63, checked above")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 <= bytes < 2^63, checked above"
+    )]
     Some(bytes as u64)
 }
 

@@ -115,7 +115,9 @@ impl Explain for EngineError {
                 "network" => "see what is there with `coracle network ls`".to_owned(),
                 _ => "see what is there with `coracle ps -a`".to_owned(),
             }),
-            Self::Conflict { hint, .. } | Self::Invalid { hint, .. } | Self::Start { hint, .. } => hint.clone(),
+            Self::Conflict { hint, .. } | Self::Invalid { hint, .. } | Self::Start { hint, .. } => {
+                hint.clone()
+            }
             Self::State(e) => e.hint(),
             Self::Store(e) => e.hint(),
             Self::Registry(e) => e.hint(),

@@ -9,11 +9,28 @@
 //! create.rs      CreateSpec: what is asked for          merge.rs   CreateSpec + image → ContainerSpec (pure)
 //! containers.rs  create, list, find, remove, prune      start.rs   start: network, mounts, plan, monitor
 //! bundle.rs      ContainerSpec → OCI configuration (pure)   hostfiles.rs  hosts, hostname, resolv.conf
-//! images.rs      pull, load, import, tag, remove, prune  volumes.rs  volumes and copy-up
+//! images.rs      find, tag, remove, prune   images/  pull, load, import
+//! volumes.rs     volumes                    copyup.rs  filling them from an image   devices.rs  devices of the host
 //! ```
 
+mod bundle;
+mod containers;
+mod copyup;
 mod create;
+mod devices;
+mod engine;
 mod error;
+mod hostfiles;
+mod images;
+mod merge;
+mod names;
+mod start;
+mod volumes;
 
+pub use containers::{Container, Created, PruneReport, RemoveOptions};
 pub use create::{CreateSpec, MountRequest, PullPolicy};
+pub use engine::{Config, Engine};
 pub use error::EngineError;
+pub use images::{ImageRemoval, ImportOptions, Loaded, PullOutcome};
+pub use start::{StartOptions, after_exit};
+pub use volumes::Volume;

@@ -64,9 +64,9 @@ impl Explain for StateError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NameTaken { name, .. } => {
-                Some(format!("You have to remove (or rename) that container to be able to reuse that name: `coracle rm {name}`"))
-            }
+            Self::NameTaken { name, .. } => Some(format!(
+                "You have to remove (or rename) that container to be able to reuse that name: `coracle rm {name}`"
+            )),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free space on that file system, for example with `coracle image prune`".to_owned())
             }

@@ -66,9 +66,20 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), 
     written
 }
 
-fn write_and_rename(temporary: &Path, path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
+fn write_and_rename(
+    temporary: &Path,
+    path: &Path,
+    bytes: &[u8],
+    durability: Durability,
+) -> Result<(), StateError> {
     let at = |e| StateError::io("write", path, e);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary).map_err(at)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(temporary)
+        .map_err(at)?;
     file.write_all(bytes).map_err(at)?;
     if durability == Durability::Durable {
         file.sync_all().map_err(at)?;
@@ -84,8 +95,13 @@ fn write_and_rename(temporary: &Path, path: &Path, bytes: &[u8], durability: Dur
 ///
 /// # Errors
 /// As [`replace`].
-pub fn replace_json<T: serde::Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), StateError> {
-    let bytes = serde_json::to_vec(value).map_err(|e| StateError::Damaged { path: path.into(), source: e.into() })?;
+pub fn replace_json<T: serde::Serialize>(
+    path: &Path,
+    value: &T,
+    durability: Durability,
+) -> Result<(), StateError> {
+    let bytes =
+        serde_json::to_vec(value).map_err(|e| StateError::Damaged { path: path.into(), source: e.into() })?;
     replace(path, &bytes, durability)
 }
 
@@ -103,7 +119,11 @@ pub fn sync_parent(path: &Path) -> Result<(), StateError> {
 /// # Errors
 /// The directory cannot be made.
 pub fn create_private_dir(path: &Path) -> Result<(), StateError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| StateError::io("create", path, e))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| StateError::io("create", path, e))
 }
 
 /// Removes a file; fine if it is gone.

@@ -1,0 +1,73 @@
+//! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container: written into its directory at each start
+//! and bound over the image's.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use coracle_net::{HostsFile, ResolvConf};
+use coracle_state::container::{ContainerSpec, NetworkMode, NetworkState};
+use coracle_state::files::{self, Durability};
+
+use crate::{Engine, EngineError, bundle};
+
+/// Writes the files that this container's network mode calls for, and tells what to bind where.
+pub(crate) fn write(
+    engine: &Engine,
+    spec: &ContainerSpec,
+    network: &NetworkState,
+) -> Result<Vec<(PathBuf, &'static str)>, EngineError> {
+    if let NetworkMode::Container(of) = &spec.network.mode {
+        // The same network namespace: the same names.
+        let other = engine.find(of)?;
+        let dir = engine.dirs().container(&other.spec.id);
+        return Ok(TARGETS.iter().map(|(name, target)| (dir.join(name), *target)).collect());
+    }
+    let dir = engine.dirs().container(&spec.id);
+    let texts = [hosts(engine, spec, network)?, format!("{}\n", bundle::hostname(spec)), resolv_conf(spec)?];
+    let mut bound = Vec::with_capacity(TARGETS.len());
+    for ((name, target), text) in TARGETS.iter().zip(texts) {
+        let path = dir.join(name);
+        files::replace(&path, text.as_bytes(), Durability::Volatile)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, mode)
+            .map_err(|e| EngineError::io(format!("set the mode of {}", path.display()), e))?;
+        bound.push((path, *target));
+    }
+    Ok(bound)
+}
+
+const TARGETS: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
+
+fn hosts(engine: &Engine, spec: &ContainerSpec, network: &NetworkState) -> Result<String, EngineError> {
+    let extra_hosts = &spec.network.extra_hosts;
+    if spec.network.mode == NetworkMode::Host && extra_hosts.is_empty() {
+        return Ok(String::from_utf8_lossy(&files::read(Path::new("/etc/hosts"))?).into_owned());
+    }
+    let wants_gateway = extra_hosts.iter().any(|e| e.ends_with("host-gateway"));
+    let host_gateway =
+        if wants_gateway { Some(coracle_net::default_network(engine.dirs())?.gateway) } else { None };
+    let addresses: Vec<Ipv4Addr> = network.endpoints.iter().map(|e| e.address).collect();
+    Ok(coracle_net::render_hosts(&HostsFile {
+        addresses: &addresses,
+        hostname: bundle::hostname(spec),
+        domainname: &spec.process.domainname,
+        extra_hosts,
+        host_gateway,
+        ipv6: false,
+    })?)
+}
+
+fn resolv_conf(spec: &ContainerSpec) -> Result<String, EngineError> {
+    let host = coracle_net::host_resolv_conf()?;
+    if spec.network.mode == NetworkMode::Host && spec.network.dns.is_empty() {
+        return Ok(host);
+    }
+    Ok(coracle_net::render_resolv_conf(&ResolvConf {
+        host: &host,
+        dns: &spec.network.dns,
+        dns_search: &spec.network.dns_search,
+        dns_options: &spec.network.dns_options,
+        ipv6: false,
+    }))
+}
