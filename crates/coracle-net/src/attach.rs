@@ -1,13 +1,14 @@
 //! A container's end of a network: made by [`attach`], unmade by [`detach`], or by [`cleanup`] if whoever should
 //! have detached it was killed.
 //!
-//! Seven messages in four datagrams: the pair is made with one end in the container's namespace, so that nothing
+//! A dozen messages in eight datagrams: the pair is made with one end in the container's namespace, so that nothing
 //! has to be moved or renamed. What is on the host is named after the container (`veth`, 8 digits of its id, 3 of
 //! the network's) and carries its full id as alias: leftovers can be told from strangers.
 //!
 //! Invariant: the lease is the first thing to come and the last to go. While it is there, its address, the ports
 //! that lead to it and the interface belong to its holder, and nobody else touches them.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
@@ -64,7 +65,7 @@ pub fn attach(dirs: &Dirs, network: &NetworkDef, request: &AttachRequest<'_>) ->
             mtu: bridge.mtu,
         };
         connect_host(&route, &veth, request.container, address)?;
-        connect_inside(network, request, address)?;
+        connect_inside(&route, network, &veth, (request.namespace.socket(), address))?;
         Ok(mac)
     })();
     match connected {
@@ -122,7 +123,7 @@ fn connect_host(
     bridge::expect(&refusals, &[(1, Errno::AFNOSUPPORT), (1, Errno::OPNOTSUPP)]).map_err(failed)
 }
 
-fn make_pair(route: &Socket, veth: &Veth<'_>, address: Ipv4Addr) -> std::io::Result<()> {
+fn make_pair(route: &Socket, veth: &Veth<'_>, address: Ipv4Addr) -> io::Result<()> {
     let mut batch = Batch::new();
     // The host may remember the MAC address of the one who had this address before.
     link::forget_neighbour(&mut batch, veth.bridge, address);
@@ -132,28 +133,36 @@ fn make_pair(route: &Socket, veth: &Veth<'_>, address: Ipv4Addr) -> std::io::Res
     bridge::expect(&refusals, &[(0, Errno::NOENT)])
 }
 
-/// Gives the container's end its address and route and brings it up.
+/// Brings the container's end up and gives it its address and route.
+///
+/// The kernel opens a bridge's port a moment after both ends are up, on a work queue, and drops what comes before:
+/// a first packet that is lost costs its sender a second. Asking for the link makes the kernel do that work at once
+/// (`linkwatch_sync_dev` in `rtnl_getlink`, Linux 6.8); only then the address is announced.
 fn connect_inside(
+    route: &Socket,
     network: &NetworkDef,
-    request: &AttachRequest<'_>,
-    address: Ipv4Addr,
+    veth: &Veth<'_>,
+    (inside, address): (&Socket, Ipv4Addr),
 ) -> Result<(), NetError> {
-    let failed = |e| NetError::kernel("set up interface", request.interface, e);
-    let socket = request.namespace.socket();
-    let link = link::find(socket, request.interface).map_err(failed)?;
-    let index = link.ok_or_else(|| failed(Errno::NODEV.into()))?.index;
+    let failed = |e| NetError::kernel("set up interface", veth.peer, e);
+    let find = |socket, name| link::find(socket, name)?.ok_or_else(|| io::Error::from(Errno::NODEV));
+    let index = find(inside, veth.peer).map_err(failed)?.index;
     let mut batch = Batch::new();
-    // Announces the address when the interface comes up: neighbours forget who had it before.
     link::conf(&mut batch, index, &[(Conf::ArpNotify, 1)]);
+    link::up(&mut batch, veth.peer);
+    wire::demand(inside, batch, |_| ()).map_err(failed)?;
+    find(route, veth.host).map_err(failed)?;
+    find(inside, veth.peer).map_err(failed)?;
+    let mut batch = Batch::new();
     link::address(&mut batch, index, address, network.subnet);
-    link::up(&mut batch, request.interface);
+    link::announce(&mut batch, index, veth.mac);
     if !network.internal {
         link::default_route(&mut batch, index, network.gateway);
     }
     let last = batch.len() - 1;
-    let refusals = wire::exchange(socket, batch, last, |_| ()).map_err(failed)?;
+    let refusals = wire::exchange(inside, batch, last, |_| ()).map_err(failed)?;
     // A second network leaves the first one's default route alone.
-    bridge::expect(&refusals, &[(3, Errno::EXIST)]).map_err(failed)
+    bridge::expect(&refusals, &[(2, Errno::EXIST)]).map_err(failed)
 }
 
 /// Detaches a container from all its networks and withdraws its published ports. Every step is tried; returns
@@ -187,12 +196,14 @@ fn unmake(dirs: &Dirs, end: &End<'_>, id: &ContainerId, errors: &mut Vec<NetErro
     attempt(holder.map(drop));
     // Ports first: nothing new comes in while the rest goes.
     if is_ours {
-        attempt(withdraw(end.address));
+        attempt(withdraw_ports(end.address));
+        attempt(forget_connections(end));
     }
     if let Some(host) = end.host {
-        attempt(open(Family::Route).and_then(|route| {
+        let deleted = open(Family::Route).and_then(|route| {
             link::delete(&route, host).map_err(|e| NetError::kernel("delete veth", host, e))
-        }));
+        });
+        attempt(deleted);
     }
     // A lease is kept as long as something of it may be there; `cleanup` tries again.
     if errors.len() == failures_before && is_ours {
@@ -200,14 +211,28 @@ fn unmake(dirs: &Dirs, end: &End<'_>, id: &ContainerId, errors: &mut Vec<NetErro
     }
 }
 
-/// Takes away the ports that lead to an address, and the connections that the kernel remembers for it.
-fn withdraw(address: Ipv4Addr) -> Result<(), NetError> {
+fn withdraw_ports(address: Ipv4Addr) -> Result<(), NetError> {
     let netfilter = open(Family::Netfilter)?;
-    let ports = table::remove_ports_to(&netfilter, address)
-        .map_err(|e| NetError::kernel("withdraw published ports of", address.to_string(), e))?;
-    drop(ports);
-    conntrack::forget_address(&netfilter, address)
-        .map_err(|e| NetError::kernel("forget connections of", address.to_string(), e))
+    table::remove_ports_to(&netfilter, address)
+        .map_err(|e| NetError::kernel("withdraw published ports of", address.to_string(), e))
+}
+
+/// Takes away the connections that the kernel remembers for an address.
+///
+/// The kernel looks through all buckets of its table for that, 10 ms with a quarter million of them. A container
+/// that has sent nothing but the announcement of its address has no connections: to be sent anything, it would
+/// have had to answer who has the address.
+fn forget_connections(end: &End<'_>) -> Result<(), NetError> {
+    const ANNOUNCEMENT: u64 = 1;
+    if let Some(host) = end.host {
+        let sent = link::received_packets(&open(Family::Route)?, host)
+            .map_err(|e| NetError::kernel("look for veth", host, e))?;
+        if sent.is_some_and(|packets| packets <= ANNOUNCEMENT) {
+            return Ok(());
+        }
+    }
+    conntrack::forget_address(&open(Family::Netfilter)?, end.address)
+        .map_err(|e| NetError::kernel("forget connections of", end.address.to_string(), e))
 }
 
 /// Removes what containers left that were killed together with whoever should have detached them. `is_live` says
@@ -249,7 +274,7 @@ fn networks(dirs: &Dirs, errors: &mut Vec<NetError>) -> Vec<String> {
     let directory = dirs.run.join("networks");
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(e) => {
             errors.push(NetError::file("list", directory, e));
             return Vec::new();

@@ -32,6 +32,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
@@ -114,6 +115,21 @@ pub(crate) fn find(socket: &Socket, name: &str) -> io::Result<Option<Link>> {
         Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(None),
         Err(e) => Err(e),
         Ok(()) => Ok(found),
+    }
+}
+
+/// How many packets have come in by an interface; `None` if it is gone.
+pub(crate) fn received_packets(socket: &Socket, name: &str) -> io::Result<Option<u64>> {
+    let mut batch = Batch::new();
+    batch.add(GETLINK, 0, &ifinfo(0, 0, 0), |m| m.text(IFLA_IFNAME, name));
+    let mut packets = None;
+    let answer = wire::demand(socket, batch, |reply| {
+        let statistics = reply.attributes(IFINFO_LEN).find(IFLA_STATS64);
+        packets = statistics.and_then(|s| array(s, 0)).map(u64::from_ne_bytes);
+    });
+    match answer {
+        Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(None),
+        done => done.map(|()| packets),
     }
 }
 
@@ -242,6 +258,11 @@ pub(crate) fn no_ipv6_address(batch: &mut Batch, name: &str) {
 /// Brings an interface up by name.
 pub(crate) fn up(batch: &mut Batch, name: &str) {
     batch.add(NEWLINK, 0, &ifinfo(0, IFF_UP, IFF_UP), |m| m.text(IFLA_IFNAME, name));
+}
+
+/// Sets the MAC address that the interface has: neighbours are told of it if the interface announces itself.
+pub(crate) fn announce(batch: &mut Batch, index: u32, mac: Mac) {
+    batch.add(NEWLINK, 0, &ifinfo(index, 0, 0), |m| m.bytes(IFLA_ADDRESS, &mac));
 }
 
 /// Sets IPv4 settings of an interface by index.

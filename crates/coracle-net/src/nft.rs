@@ -288,6 +288,12 @@ pub(crate) fn set(batch: &mut Batch, table: &str, set: &Set<'_>, id: u32) {
     const DATA_LEN: u16 = 7;
     const DESC: u16 = 9;
     const ID: u16 = 10;
+    const USERDATA: u16 = 13;
+    /// Kind, length, and 1 for the machine's order: without it `nft` shows names of interfaces as empty.
+    const KEY_ORDER: [u8; 6] = {
+        let [a, b, c, d] = 1_u32.to_ne_bytes();
+        [0, 4, a, b, c, d]
+    };
     const DESC_CONCAT: u16 = 2;
     const FIELD_LEN: u16 = 1;
     let is_concat = set.key.len() > 1 && set.interval;
@@ -305,6 +311,9 @@ pub(crate) fn set(batch: &mut Batch, table: &str, set: &Set<'_>, id: u32) {
             m.be32(DATA_LEN, type_len(set.data));
         }
         m.be32(ID, id);
+        if set.key == [Type::Ifname] {
+            m.bytes(USERDATA, &KEY_ORDER);
+        }
         if is_concat {
             m.nest(DESC, |m| {
                 m.nest(DESC_CONCAT, |m| {

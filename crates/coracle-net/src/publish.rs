@@ -52,11 +52,11 @@ pub fn publish(dirs: &Dirs, endpoint: &Endpoint, specs: &[PublishSpec]) -> Resul
     let mut ports = Vec::with_capacity(specs.len());
     for spec in specs {
         let address = host_address(spec)?;
-        let (socket, host_port) = reserve(spec, address).map_err(|(port, source)| {
+        let (socket, host_port) = reserve(spec, address).map_err(|(port, cause)| {
             let ours =
                 publication.published.iter().any(|p| p.host_port == port && p.protocol == spec.protocol);
             let mine = ours.then(|| id.as_ref().map(ToString::to_string)).flatten();
-            refused(dirs, &netfilter, (spec.protocol, address, port), mine, source)
+            refused(dirs, &netfilter, (spec.protocol, address, port), mine, cause)
         })?;
         publication.published.push(Published {
             container_port: spec.container_port,
@@ -146,16 +146,16 @@ fn refused(
     netfilter: &Socket,
     (protocol, address, port): (Protocol, Ipv4Addr, u16),
     mine: Option<String>,
-    source: io::Error,
+    cause: io::Error,
 ) -> NetError {
-    if source.kind() != io::ErrorKind::AddrInUse {
-        return NetError::PortInUse { address, port, protocol, owner: None, source };
+    if cause.kind() != io::ErrorKind::AddrInUse {
+        return NetError::PortInUse { address, port, protocol, owner: None, cause };
     }
     match mine.or_else(|| find_holder(dirs, netfilter, (protocol, address, port))) {
         Some(holder) => NetError::PortAllocated { address, port, protocol, holder },
         None => {
             let owner = owner::port_owner(protocol, address, port);
-            NetError::PortInUse { address, port, protocol, owner, source }
+            NetError::PortInUse { address, port, protocol, owner, cause }
         }
     }
 }

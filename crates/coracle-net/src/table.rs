@@ -111,7 +111,7 @@ const RULES: &[(&str, &[Expr<'static>])] = &[
     ),
     // iifname != @bridges ip daddr @subnets drop
     ("guard", &[IIFNAME, Expr::In("bridges", true), DESTINATION, Expr::In("subnets", false), DROP]),
-    // dnat to ip daddr . meta l4proto . th dport map @bind4
+    // dnat ip to ip daddr . meta l4proto . th dport map @bind4
     (
         "publish",
         &[
@@ -122,7 +122,7 @@ const RULES: &[(&str, &[Expr<'static>])] = &[
             Expr::DnatToRegister,
         ],
     ),
-    // dnat to meta l4proto . th dport map @any4
+    // dnat ip to meta l4proto . th dport map @any4
     (
         "publish",
         &[
@@ -139,9 +139,9 @@ const RULES: &[(&str, &[Expr<'static>])] = &[
     (
         "outbound",
         &[
-            DESTINATION_FIRST,
-            Expr::Mask(&[0xf0]),
-            Expr::Compare(Is::Equal, &[0xe0]),
+            DESTINATION,
+            Expr::Mask(&[0xf0, 0, 0, 0]),
+            Expr::Compare(Is::Equal, &[0xe0, 0, 0, 0]),
             Expr::Verdict(Verdict::Return),
         ],
     ),
@@ -365,21 +365,21 @@ pub(crate) fn add_ports(socket: &Socket, ports: &[Port]) -> io::Result<()> {
     Err(Errno::AGAIN.into())
 }
 
-/// Removes the published ports that lead to `address`, and says which they were.
-pub(crate) fn remove_ports_to(socket: &Socket, address: Ipv4Addr) -> io::Result<Vec<Port>> {
+/// Removes the published ports that lead to `address`.
+pub(crate) fn remove_ports_to(socket: &Socket, address: Ipv4Addr) -> io::Result<()> {
     for _ in 0..RETRIES_MAX {
         let (generation, there) = match list_ports(socket) {
             // The table is gone, and the ports with it.
-            Err(e) if is(&e, Errno::NOENT) => return Ok(Vec::new()),
+            Err(e) if is(&e, Errno::NOENT) => return Ok(()),
             listed => listed?,
         };
         let ours: Vec<_> = there.into_iter().filter(|p| p.to.0 == address).collect();
         if ours.is_empty() {
-            return Ok(ours);
+            return Ok(());
         }
         match transact_at(socket, Some(generation), |batch| change_ports(batch, Change::Remove, &ours)) {
             Err(e) if is(&e, RESTART) => (),
-            done => return done.map(|()| ours),
+            done => return done,
         }
     }
     Err(Errno::AGAIN.into())
