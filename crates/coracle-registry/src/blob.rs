@@ -7,6 +7,8 @@
 
 use std::io::{self, Read};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use coracle_base::Progress;
 use coracle_oci::{Descriptor, Repository};
 use ureq::BodyReader;
@@ -64,6 +66,9 @@ impl<'a> Blob<'a> {
             let reason = format!("blob {} has {size} bytes; the limit is {limit}", self.descriptor.digest);
             return Err(RegistryError::Protocol { host, reason });
         }
+        if let Some(bytes) = self.enclosed() {
+            return Ok(bytes);
+        }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         self.open(0)?.read_to_end(&mut bytes).map_err(|error| RegistryError::from_read(&host, error))?;
         let actual = digest_of(self.descriptor.digest.algorithm(), &bytes);
@@ -76,6 +81,15 @@ impl<'a> Blob<'a> {
             });
         }
         Ok(bytes)
+    }
+}
+
+impl Blob<'_> {
+    /// The content that the descriptor carries itself, if it is what it should be.
+    fn enclosed(&self) -> Option<Vec<u8>> {
+        let bytes = BASE64_STANDARD.decode(self.descriptor.data.as_ref()?).ok()?;
+        let fits = digest_of(self.descriptor.digest.algorithm(), &bytes) == self.descriptor.digest;
+        fits.then_some(bytes)
     }
 }
 
@@ -102,14 +116,17 @@ impl BlobStream<'_> {
     fn reopen(&mut self) -> Result<(), RegistryError> {
         let Blob { client, repository, descriptor, .. } = self.blob;
         let path = format!("{}/blobs/{}", repository.path(), descriptor.digest);
-        let call = Call {
-            method: &Method::GET,
-            path: &path,
-            accept: None,
-            offset: self.at,
-            repository: repository.path(),
+        let ask = |offset| {
+            let repository_path = repository.path();
+            let call =
+                Call { method: &Method::GET, path: &path, accept: None, offset, repository: repository_path };
+            client.ask_repository(repository, &call)
         };
-        let answer = client.ask_repository(repository, &call)?;
+        let mut answer = ask(self.at)?;
+        if answer.status() == 416 && self.at > 0 {
+            // Some servers refuse ranges instead of ignoring them.
+            answer = ask(0)?;
+        }
         let answer = expect(answer, &[200, 206], |failure| match failure.status {
             404 => RegistryError::NotFound {
                 message: format!(

@@ -338,6 +338,32 @@ fn a_server_without_ranges_starts_over() {
 }
 
 #[test]
+fn a_server_that_refuses_ranges_starts_over() {
+    let refused = Fault::Status(416, Vec::new(), Vec::new());
+    let (read, ranges) = read_through(&[Fault::TruncateAfter(30_000), refused]);
+    read.unwrap();
+    assert_eq!(ranges, ["bytes=30000-"]);
+}
+
+#[test]
+fn content_in_the_descriptor_saves_a_request() {
+    let set = setting();
+    let digest =
+        Digest::parse("sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a").unwrap();
+    let client = client(&quick());
+    let read = |data: &str| {
+        let descriptor = Descriptor {
+            data: Some(data.to_owned()),
+            ..Descriptor::new(media::OCI_CONFIG, digest.clone(), 2)
+        };
+        client.blob(set.reference.repository(), &descriptor, &Silent).bytes(10)
+    };
+    assert_eq!(read("e30=").unwrap(), b"{}");
+    assert!(set.fake.seen().is_empty());
+    assert!(read("e31=").is_err(), "other content is not believed, and the registry has none");
+}
+
+#[test]
 fn a_stalled_stream_is_given_up_and_taken_up_again() {
     let (read, ranges) = read_through(&[Fault::StallAfter(10_000)]);
     read.unwrap();
