@@ -9,6 +9,7 @@ pub mod layered;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod powercut;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
