@@ -111,7 +111,10 @@ impl StoreError {
             Self::Layer { source, .. } => {
                 let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
                 while let Some(error) = cause {
-                    if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull) {
+                    if error
+                        .downcast_ref::<io::Error>()
+                        .is_some_and(|e| e.kind() == io::ErrorKind::StorageFull)
+                    {
                         return true;
                     }
                     cause = error.source();

@@ -80,7 +80,11 @@ pub(crate) mod injected {
     }
 }
 
-fn effect<T>(action: &'static str, path: &Path, act: impl FnOnce() -> io::Result<T>) -> Result<T, StoreError> {
+fn effect<T>(
+    action: &'static str,
+    path: &Path,
+    act: impl FnOnce() -> io::Result<T>,
+) -> Result<T, StoreError> {
     point().and_then(|()| act()).map_err(|e| StoreError::io(action, path, e))
 }
 

@@ -180,7 +180,9 @@ impl Store {
         let (_, refs) = self.read(|tx| image::all_refs(self, tx))?;
         match read_refs(&self.paths) {
             Ok(saved) if saved == refs => {}
-            Ok(_) => report.add("refs.json", "it is older than the database; the next change of a name renews it"),
+            Ok(_) => {
+                report.add("refs.json", "it is older than the database; the next change of a name renews it")
+            }
             Err(e) => report.add("refs.json", coracle_base::explain::chain(&e)),
         }
         Ok(())
@@ -226,7 +228,9 @@ impl Store {
     fn rebuild_layers(&self, tx: &Transaction<'_>, report: &mut RebuildReport) -> Result<(), StoreError> {
         let at = db::failed("write to", &self.paths.db);
         for dir in self.layers_on_disk()? {
-            let Some(id) = dir.file_name().and_then(|n| n.to_str()).and_then(LayerId::from_hex) else { continue };
+            let Some(id) = dir.file_name().and_then(|n| n.to_str()).and_then(LayerId::from_hex) else {
+                continue;
+            };
             let found = self.complete_layer(&dir);
             match found {
                 Ok(info) => {
@@ -301,9 +305,10 @@ impl Store {
         };
         match crate::ingest::insert_record(self, tx, &record) {
             Ok(()) => report.images += 1,
-            Err(StoreError::NotFound(what)) => report
-                .lost
-                .push(Finding { subject: format!("image {}", record.config_digest), problem: format!("no {what}") }),
+            Err(StoreError::NotFound(what)) => report.lost.push(Finding {
+                subject: format!("image {}", record.config_digest),
+                problem: format!("no {what}"),
+            }),
             Err(e) => return Err(e),
         }
         Ok(())
@@ -353,7 +358,8 @@ fn indexes_of(store: &Store, blobs: &[String]) -> BTreeMap<Digest, Digest> {
     let mut indexes = BTreeMap::new();
     for digest in blobs {
         let Ok(bytes) = read_document(&store.paths.blob(digest)) else { continue };
-        if let (Ok(Document::Index(index)), Ok(digest)) = (Document::parse(&bytes, ""), Digest::parse(digest)) {
+        if let (Ok(Document::Index(index)), Ok(digest)) = (Document::parse(&bytes, ""), Digest::parse(digest))
+        {
             indexes.extend(index.manifests.into_iter().map(|entry| (entry.digest, digest.clone())));
         }
     }

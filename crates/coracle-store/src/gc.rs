@@ -23,6 +23,7 @@ mod sweep;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_base::time::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -37,7 +38,7 @@ use crate::{DiffId, Store, StoreError, db, fault};
 /// Renames in one transaction: others wait for it.
 const RENAMES_PER_TRANSACTION_MAX: usize = 1000;
 /// An interrupted download is kept so long for its next attempt.
-const PARTIAL_AGE_MAX_NS: i64 = 24 * 3600 * 1_000_000_000;
+const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How to collect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -154,13 +155,13 @@ impl Store {
             fault::remove_tree(&path)?;
         }
         for path in list_dir(&self.paths.partial())? {
-            let Some(_lock) = try_lock(&path)? else { continue };
+            let Some(lock) = try_lock(&path)? else { continue };
             let is_ours = path.extension().is_some_and(|extension| extension == boot);
-            let age = match fs::metadata(&path).and_then(|m| m.modified()) {
-                Ok(modified) => modified.elapsed().map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
-                Err(_is_gone) => continue,
-            };
-            if !is_ours || age > PARTIAL_AGE_MAX_NS {
+            let at = |e| StoreError::io("examine", &path, e);
+            let found = lock.metadata().map_err(at)?;
+            let age = found.modified().map_err(at)?.elapsed().unwrap_or_default();
+            // An empty one was only a lock, or its layer is in the store.
+            if !is_ours || found.len() == 0 || age > PARTIAL_AGE_MAX {
                 fault::unlink(&path)?;
             }
         }
@@ -275,7 +276,12 @@ fn epochs_over(
 }
 
 /// Holders of leases that are at least as old as a stamp of this boot and match.
-fn blocking(leases: &[LiveLease], stamp: &str, boot: &str, matches: impl Fn(&LiveLease) -> bool) -> Vec<String> {
+fn blocking(
+    leases: &[LiveLease],
+    stamp: &str,
+    boot: &str,
+    matches: impl Fn(&LiveLease) -> bool,
+) -> Vec<String> {
     let (at, stamped_in) = stamp.trim().split_once(' ').unwrap_or(("", ""));
     if stamped_in != boot {
         return Vec::new();

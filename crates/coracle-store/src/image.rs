@@ -112,7 +112,8 @@ pub struct Removed {
     pub deleted: Vec<String>,
 }
 
-const IMAGE_COLUMNS: &str = "manifest, media_type, target, id, platform, config, chain, size, created_ns, root";
+const IMAGE_COLUMNS: &str =
+    "manifest, media_type, target, id, platform, config, chain, size, created_ns, root";
 
 /// Attributes of the root of an image whose layers have no entry for it.
 pub(crate) const DEFAULT_ROOT: RootAttributes = RootAttributes { mode: 0o755, uid: 0, gid: 0 };
@@ -166,10 +167,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] if there is no such image; or the database cannot be written.
-    pub fn tag(&self, _lease: &Lease, source: &ImageQuery, target: &str) -> Result<Option<String>, StoreError> {
+    pub fn tag(
+        &self,
+        _lease: &Lease,
+        source: &ImageQuery,
+        target: &str,
+    ) -> Result<Option<String>, StoreError> {
         let old = self.write(|tx| {
-            let image =
-                find(self, tx, source, None)?.ok_or_else(|| StoreError::NotFound(source.text().to_owned()))?;
+            let image = find(self, tx, source, None)?
+                .ok_or_else(|| StoreError::NotFound(source.text().to_owned()))?;
             let old = find(self, tx, &ImageQuery::Name(target.to_owned()), None)?;
             set_ref(self, tx, target, &image.manifest)?;
             Ok(old.map(|old| old.id))
@@ -189,7 +195,8 @@ impl Store {
             let mut touched = Vec::new();
             for name in names {
                 let query = ImageQuery::Name(name.clone());
-                let image = find(self, tx, &query, None)?.ok_or_else(|| StoreError::NotFound(name.clone()))?;
+                let image =
+                    find(self, tx, &query, None)?.ok_or_else(|| StoreError::NotFound(name.clone()))?;
                 unset_ref(self, tx, name)?;
                 removed.untagged.push(name.clone());
                 if !touched.contains(&image.id) {
@@ -245,14 +252,16 @@ pub(crate) fn all(store: &Store, tx: &Transaction<'_>) -> Result<Vec<Image>, Sto
 }
 
 /// Every name with its manifest, and the number of the last change.
-pub(crate) fn all_refs(store: &Store, tx: &Transaction<'_>) -> Result<(i64, BTreeMap<String, String>), StoreError> {
+pub(crate) fn all_refs(
+    store: &Store,
+    tx: &Transaction<'_>,
+) -> Result<(i64, BTreeMap<String, String>), StoreError> {
     let at = db::failed("read", &store.paths.db);
-    let seq = tx.query_row("SELECT value FROM meta WHERE key='ref_seq'", [], |row| row.get(0)).map_err(&at)?;
+    let seq =
+        tx.query_row("SELECT value FROM meta WHERE key='ref_seq'", [], |row| row.get(0)).map_err(&at)?;
     let mut query = tx.prepare("SELECT name, manifest FROM refs").map_err(&at)?;
-    let refs = query
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
-        .and_then(Iterator::collect)
-        .map_err(&at)?;
+    let refs =
+        query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect).map_err(&at)?;
     Ok((seq, refs))
 }
 
@@ -323,11 +332,20 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Result<Image, StoreError>> {
     let manifest: String = row.get(0)?;
     let platform: String = row.get(4)?;
     let chain: Vec<u8> = row.get(6)?;
-    let damaged = |reason: &str| StoreError::Damaged { subject: format!("image {manifest}"), reason: reason.to_owned() };
-    let Ok(platform) = Platform::parse(&platform) else { return Ok(Err(damaged("its platform cannot be read"))) };
+    let damaged = |reason: &str| StoreError::Damaged {
+        subject: format!("image {manifest}"),
+        reason: reason.to_owned(),
+    };
+    let Ok(platform) = Platform::parse(&platform) else {
+        return Ok(Err(damaged("its platform cannot be read")));
+    };
     let root: String = row.get(9)?;
-    let Some(root) = root_from_text(&root) else { return Ok(Err(damaged("its root's attributes cannot be read"))) };
-    let Some(chain) = chain_from_bytes(&chain) else { return Ok(Err(damaged("its list of layers cannot be read"))) };
+    let Some(root) = root_from_text(&root) else {
+        return Ok(Err(damaged("its root's attributes cannot be read")));
+    };
+    let Some(chain) = chain_from_bytes(&chain) else {
+        return Ok(Err(damaged("its list of layers cannot be read")));
+    };
     Ok(Ok(Image {
         media_type: row.get(1)?,
         target: row.get(2)?,
@@ -374,7 +392,12 @@ pub(crate) fn refs_of(store: &Store, tx: &Transaction<'_>, id: &str) -> Result<V
 }
 
 /// Points a name to a manifest and writes the change down.
-pub(crate) fn set_ref(store: &Store, tx: &Transaction<'_>, name: &str, manifest: &str) -> Result<(), StoreError> {
+pub(crate) fn set_ref(
+    store: &Store,
+    tx: &Transaction<'_>,
+    name: &str,
+    manifest: &str,
+) -> Result<(), StoreError> {
     let at = db::failed("write to", &store.paths.db);
     let old: Option<String> = tx
         .query_row("SELECT manifest FROM refs WHERE name = ?1", [name], |row| row.get(0))
@@ -384,7 +407,8 @@ pub(crate) fn set_ref(store: &Store, tx: &Transaction<'_>, name: &str, manifest:
         return Ok(());
     }
     let now = Timestamp::now().0;
-    tx.execute("INSERT OR REPLACE INTO refs VALUES (?1, ?2, ?3)", params![name, manifest, now]).map_err(&at)?;
+    tx.execute("INSERT OR REPLACE INTO refs VALUES (?1, ?2, ?3)", params![name, manifest, now])
+        .map_err(&at)?;
     log_ref(store, tx, name, old.as_deref(), Some(manifest))
 }
 
@@ -441,11 +465,13 @@ fn list(store: &Store, tx: &Transaction<'_>) -> Result<Vec<ImageSummary>, StoreE
         }
     }
     let sizes = layer_sizes(store, tx)?;
-    let size = |layer: &DiffId| LayerId::parse(layer.as_str()).and_then(|id| sizes.get(&id).copied()).unwrap_or(0);
+    let size =
+        |layer: &DiffId| LayerId::parse(layer.as_str()).and_then(|id| sizes.get(&id).copied()).unwrap_or(0);
     let shared: BTreeMap<String, u64> = images
         .values()
         .map(|image| {
-            let shared = image.chain.iter().filter(|layer| users.get(layer).is_some_and(|n| *n > 1)).map(size).sum();
+            let shared =
+                image.chain.iter().filter(|layer| users.get(layer).is_some_and(|n| *n > 1)).map(size).sum();
             (image.id.clone(), shared)
         })
         .collect();

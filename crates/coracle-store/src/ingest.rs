@@ -35,8 +35,8 @@ use rustix::fs::{FlockOperation, flock};
 
 pub(crate) use self::commit::insert_record;
 pub(crate) use self::fetch::digest_of;
-pub(crate) use self::publish::read_objects;
 use self::publish::Queue;
+pub(crate) use self::publish::read_objects;
 use crate::lease::Lease;
 use crate::paths::LayerId;
 use crate::{DiffId, Store, StoreError, db, fault};
@@ -47,7 +47,10 @@ pub trait BlobSource: Send {
     ///
     /// # Errors
     /// The source cannot deliver the blob.
-    fn open(&mut self, offset: u64) -> Result<Box<dyn Read + Send + '_>, Box<dyn std::error::Error + Send + Sync>>;
+    fn open(
+        &mut self,
+        offset: u64,
+    ) -> Result<Box<dyn Read + Send + '_>, Box<dyn std::error::Error + Send + Sync>>;
 
     /// Whether what was received should be kept for the next attempt, should this one be interrupted. Sources on
     /// this machine say no.
@@ -130,6 +133,13 @@ struct StagedBlob {
     digest: String,
     /// `None`: it was in the store already.
     staged: Option<PathBuf>,
+}
+
+/// Who is told about a download, and who may stop it.
+#[derive(Clone, Copy)]
+struct Watch<'a> {
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
 }
 
 /// What a row says about a layer.
@@ -241,7 +251,7 @@ impl Ingest<'_> {
             partial.finish()?;
             return exists();
         }
-        let staged = self.fetch(layer, &id, (source, partial), progress, cancel)?;
+        let staged = self.fetch(layer, source, partial, Watch { progress, cancel })?;
         self.publish_layer(staged)?;
         progress.event(ProgressEvent::Status { id: short, status: "Pull complete" });
         Ok(())

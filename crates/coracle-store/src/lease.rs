@@ -60,8 +60,13 @@ impl Lease {
         let at = |e: std::io::Error| StoreError::io("create a lease in", dir, e);
         crate::fault::point().map_err(at)?;
         let flags = i32::try_from(OFlags::TMPFILE.bits()).unwrap_or(0);
-        let mut file =
-            fs::OpenOptions::new().read(true).write(true).custom_flags(flags).mode(0o600).open(dir).map_err(at)?;
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .mode(0o600)
+            .open(dir)
+            .map_err(at)?;
         let stamp = boottime_ns();
         let pid = std::process::id();
         let head = format!("{stamp} {pid} {} {}\n", kind.as_str(), command.replace('\n', " "));

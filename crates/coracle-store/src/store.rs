@@ -66,7 +66,8 @@ impl Format {
 
     fn check(&self, path: &Path, access: Access) -> Result<(), StoreError> {
         let ours = Self::ours();
-        let unknown = |theirs: &[String], known: &[String]| theirs.iter().find(|f| !known.contains(f)).cloned();
+        let unknown =
+            |theirs: &[String], known: &[String]| theirs.iter().find(|f| !known.contains(f)).cloned();
         let mut blocking = unknown(&self.incompat, &ours.incompat);
         if access == Access::Write {
             blocking = blocking.or_else(|| unknown(&self.ro_compat, &ours.ro_compat));
@@ -179,7 +180,7 @@ impl Store {
         let tx =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.busy(e))?;
         let done = change(&tx)?;
-        fault::point().map_err(|e| StoreError::io("write", &path, e))?;
+        fault::point().map_err(|e| StoreError::io("write", path, e))?;
         tx.commit().map_err(db::failed("commit to", path))?;
         Ok(done)
     }
@@ -261,7 +262,9 @@ fn set_up(paths: &Paths) -> Result<String, StoreError> {
 /// Fills a new store; `format` comes last and says that all is there.
 fn create(paths: &Paths) -> Result<(), StoreError> {
     let objects = paths.objects().join(".cobj");
-    for dir in [paths.layers(), paths.blobs().join("sha256"), paths.partial(), paths.condemned(), objects.clone()] {
+    for dir in
+        [paths.layers(), paths.blobs().join("sha256"), paths.partial(), paths.condemned(), objects.clone()]
+    {
         fault::mkdir_all(&dir)?;
     }
     for fan in 0..=u8::MAX {

@@ -40,7 +40,8 @@ pub(super) fn all(store: &Store, tx: &Transaction<'_>) -> Result<BTreeSet<LayerI
         used.extend(chain.as_chunks::<32>().0.iter().map(|id| LayerId(*id)));
     }
     let mut query = tx.prepare("SELECT layer FROM leases WHERE layer IS NOT NULL").map_err(&at)?;
-    let leased: Vec<[u8; 32]> = query.query_map([], |row| row.get(0)).and_then(Iterator::collect).map_err(&at)?;
+    let leased: Vec<[u8; 32]> =
+        query.query_map([], |row| row.get(0)).and_then(Iterator::collect).map_err(&at)?;
     used.extend(leased.into_iter().map(LayerId));
     Ok(used)
 }
@@ -63,13 +64,15 @@ pub(super) fn in_use(store: &Store) -> Result<BTreeSet<LayerId>, StoreError> {
 pub(crate) fn containers(dir: &Path) -> Result<Containers, StoreError> {
     let mut found = Containers::default();
     for path in super::list_dir(dir)? {
-        let is_hidden = path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with('.'));
+        let is_hidden =
+            path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with('.'));
         if is_hidden || !path.is_dir() {
             continue;
         }
         match coracle_state::files::find_json::<Spec>(&path.join("spec.json")) {
             Ok(Some(spec)) => {
-                let ids: Option<Vec<LayerId>> = spec.image.layers.iter().map(|id| LayerId::parse(id)).collect();
+                let ids: Option<Vec<LayerId>> =
+                    spec.image.layers.iter().map(|id| LayerId::parse(id)).collect();
                 found.layers.extend(ids.ok_or_else(|| damaged(&path, "it names a layer that is none"))?);
                 found.images.insert(spec.image.id);
             }
@@ -90,7 +93,11 @@ fn damaged(container: &Path, reason: &str) -> StoreError {
 }
 
 /// Ids of layer rows, in the order of their insertion.
-pub(super) fn layers_where(store: &Store, tx: &Transaction<'_>, condition: &str) -> Result<Vec<LayerId>, StoreError> {
+pub(super) fn layers_where(
+    store: &Store,
+    tx: &Transaction<'_>,
+    condition: &str,
+) -> Result<Vec<LayerId>, StoreError> {
     let at = db::failed("read", &store.paths.db);
     let mut query =
         tx.prepare(&format!("SELECT diffid FROM layers WHERE {condition} ORDER BY seq")).map_err(&at)?;

@@ -57,7 +57,8 @@ impl Store {
         let mut candidates = self.candidates(&taken_out, is_deep)?;
         let mut blobs = self.garbage_blobs(is_deep)?;
         if !candidates.objects.is_empty() || !blobs.is_empty() {
-            let hidden = self.paths.condemned().join(format!("{:x}-{}", lease::boottime_ns(), std::process::id()));
+            let hidden =
+                self.paths.condemned().join(format!("{:x}-{}", lease::boottime_ns(), std::process::id()));
             fault::mkdir_all(&hidden.join("objects"))?;
             fault::mkdir_all(&hidden.join("blobs"))?;
             run.own.insert(hidden.clone());
@@ -161,7 +162,8 @@ impl Store {
 
     /// Digests of all blobs by their names.
     pub(crate) fn blobs_on_disk(&self) -> Result<Vec<String>, StoreError> {
-        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let name =
+            |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let mut digests = Vec::new();
         for algorithm in list_dir(&self.paths.blobs())? {
             for fan in list_dir(&algorithm)? {
@@ -184,7 +186,9 @@ impl Store {
         let at = db::failed("write to", &self.paths.db);
         for digest in blobs {
             let is_named: bool = tx
-                .query_row("SELECT EXISTS (SELECT 1 FROM image_blobs WHERE digest = ?1)", [digest], |row| row.get(0))
+                .query_row("SELECT EXISTS (SELECT 1 FROM image_blobs WHERE digest = ?1)", [digest], |row| {
+                    row.get(0)
+                })
                 .map_err(&at)?;
             if is_named {
                 continue;
@@ -236,14 +240,16 @@ impl Store {
     fn take_back(&self, tx: &Transaction<'_>, hidden: &Path) -> Result<(), StoreError> {
         let mut objects = BTreeSet::new();
         for path in list_dir(&hidden.join("objects"))? {
-            objects.extend(path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<ObjectId>().ok()));
+            objects
+                .extend(path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<ObjectId>().ok()));
         }
         let mut unnamed = Candidates { objects: objects.clone(), seq: 0 };
         self.subtract_newer(tx, &mut unnamed)?;
         let mut has_moved = false;
         for object in objects.difference(&unnamed.objects) {
             let from = hidden.join(format!("objects/{object}"));
-            has_moved |= fault::rename_new(&from, &self.paths.objects().join(object.path()))? == Renamed::Done;
+            has_moved |=
+                fault::rename_new(&from, &self.paths.objects().join(object.path()))? == Renamed::Done;
         }
         for path in list_dir(&hidden.join("blobs"))? {
             let digest = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().replacen('-', ":", 1);

@@ -81,7 +81,11 @@ impl Ingest<'_> {
 }
 
 /// Inserts the rows of an image; its layers and documents are in place.
-pub(crate) fn insert_record(store: &Store, tx: &Transaction<'_>, record: &ManifestRecord) -> Result<(), StoreError> {
+pub(crate) fn insert_record(
+    store: &Store,
+    tx: &Transaction<'_>,
+    record: &ManifestRecord,
+) -> Result<(), StoreError> {
     let (size, root) = require_layers(store, tx, record)?;
     insert_image(store, tx, record, (size, &root))?;
     let at = db::failed("write to", &store.paths.db);

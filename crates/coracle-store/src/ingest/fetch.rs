@@ -15,13 +15,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc;
 
-use coracle_base::{Cancel, Progress, ProgressEvent};
+use coracle_base::{Cancel, ProgressEvent};
 use coracle_oci::{Algorithm, DiffId, Digest};
 use ring::digest::{Context, SHA256, SHA512};
 
 use super::partial::Partial;
 use super::publish::StagedLayer;
-use super::{BlobSource, Ingest, LayerSource};
+use super::{BlobSource, Ingest, LayerSource, Watch};
 use crate::layer::{self, LayerError, LayerInfo, LayerLimits};
 use crate::object::StagedObjects;
 use crate::paths::LayerId;
@@ -75,37 +75,44 @@ impl Ingest<'_> {
     pub(super) fn fetch(
         &self,
         layer: &LayerSource,
-        id: &LayerId,
-        (source, partial): (&mut dyn BlobSource, Partial),
-        progress: &dyn Progress,
-        cancel: &Cancel,
+        source: &mut dyn BlobSource,
+        partial: Partial,
+        watch: Watch<'_>,
     ) -> Result<StagedLayer, StoreError> {
+        let id = *partial.layer();
         let is_kept = source.is_resumable() && layer.size >= RESUME_BYTES_MIN;
-        let received = partial.file().metadata().map_err(|e| StoreError::io("examine", partial.path(), e))?.len();
+        let received =
+            partial.file().metadata().map_err(|e| StoreError::io("examine", partial.path(), e))?.len();
         // A partial that is complete or too long says nothing about what went wrong with it.
         let mut resumed = if is_kept && received < layer.size { received } else { 0 };
         loop {
             let keep = is_kept.then_some(&partial);
-            let input = Input::open(layer, source, keep, resumed, (progress, cancel))?;
-            match self.build(layer, id, input, cancel) {
+            let input = Input::open(layer, source, keep, resumed, watch)?;
+            match self.build(layer, &id, input, watch.cancel) {
                 Err(StoreError::Mismatch { .. } | StoreError::Layer { .. }) if resumed > 0 => {
                     // Perhaps bytes of another blob, or torn ones: once more, from the beginning.
                     resumed = 0;
                 }
                 Err(e) => {
-                    if matches!(e, StoreError::Mismatch { .. } | StoreError::Layer { .. }) {
+                    // Bytes that are wrong are of no use, and those on a full disk are in the way.
+                    if matches!(e, StoreError::Mismatch { .. } | StoreError::Layer { .. })
+                        || e.is_out_of_space()
+                    {
                         partial.file().set_len(0).map_err(|e| StoreError::io("empty", partial.path(), e))?;
                     }
                     return Err(e);
                 }
                 Ok(info) => {
-                    progress.event(ProgressEvent::Status { id: layer.digest.short(), status: "Download complete" });
+                    watch.progress.event(ProgressEvent::Status {
+                        id: layer.digest.short(),
+                        status: "Download complete",
+                    });
                     // Nobody needs these bytes any more, so they need not reach the disk either.
                     partial.file().set_len(0).map_err(|e| StoreError::io("empty", partial.path(), e))?;
                     return Ok(StagedLayer {
-                        id: *id,
-                        dir: self.staged_layer(id),
-                        objects: self.staged_objects(id),
+                        id,
+                        dir: self.staged_layer(&id),
+                        objects: self.staged_objects(&id),
                         info,
                         source: layer.clone(),
                         partial,
@@ -186,7 +193,8 @@ fn verdict(
 
 /// Writes what is to be known about the layer without reading it, and a mark if its place in a chain matters.
 fn write_info(dir: &Path, info: &LayerInfo) -> Result<(), StoreError> {
-    let text = serde_json::to_vec(info).map_err(|e| StoreError::io("write", dir.join("info"), io::Error::from(e)))?;
+    let text = serde_json::to_vec(info)
+        .map_err(|e| StoreError::io("write", dir.join("info"), io::Error::from(e)))?;
     fault::write_file(&dir.join("info"), &text)?;
     if info.n_implied_dirs > 0 || info.is_root_opaque {
         let mark = if info.is_root_opaque { OPAQUE_MARK } else { b"" };
@@ -321,8 +329,7 @@ struct Input<'a> {
     position: usize,
     received: u64,
     cause: Option<StoreError>,
-    progress: &'a dyn Progress,
-    cancel: &'a Cancel,
+    watch: Watch<'a>,
 }
 
 impl<'a> Input<'a> {
@@ -331,7 +338,7 @@ impl<'a> Input<'a> {
         source: &'a mut dyn BlobSource,
         keep: Option<&'a Partial>,
         resumed: u64,
-        (progress, cancel): (&'a dyn Progress, &'a Cancel),
+        watch: Watch<'a>,
     ) -> Result<Self, StoreError> {
         let keep = match keep {
             None => None,
@@ -343,8 +350,9 @@ impl<'a> Input<'a> {
                 Some(file)
             }
         };
-        let from =
-            source.open(resumed).map_err(|e| StoreError::Source { digest: layer.digest.to_string(), source: e })?;
+        let from = source
+            .open(resumed)
+            .map_err(|e| StoreError::Source { digest: layer.digest.to_string(), source: e })?;
         Ok(Self {
             layer,
             from,
@@ -355,8 +363,7 @@ impl<'a> Input<'a> {
             position: 0,
             received: 0,
             cause: None,
-            progress,
-            cancel,
+            watch,
         })
     }
 
@@ -407,7 +414,12 @@ impl<'a> Input<'a> {
     /// Whether the blob is what it should be. Everything has been read.
     fn check(&mut self) -> Result<(), StoreError> {
         let mismatch = |property, expected: String, found: String| {
-            Err(StoreError::Mismatch { subject: format!("blob {}", self.layer.digest), property, expected, found })
+            Err(StoreError::Mismatch {
+                subject: format!("blob {}", self.layer.digest),
+                property,
+                expected,
+                found,
+            })
         };
         if self.received != self.layer.size {
             return mismatch("size", self.layer.size.to_string(), self.received.to_string());
@@ -430,7 +442,7 @@ impl<'a> Input<'a> {
     }
 
     fn refill(&mut self) -> Result<(), StoreError> {
-        self.cancel.check()?;
+        self.watch.cancel.check()?;
         self.position = 0;
         self.buffer.resize(READ_BYTES, 0);
         let is_replay = self.replay_left > 0;
@@ -446,7 +458,10 @@ impl<'a> Input<'a> {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
                     self.buffer.clear();
-                    return Err(StoreError::Source { digest: self.layer.digest.to_string(), source: e.into() });
+                    return Err(StoreError::Source {
+                        digest: self.layer.digest.to_string(),
+                        source: e.into(),
+                    });
                 }
                 Ok(n) => break n,
             }
@@ -471,7 +486,7 @@ impl<'a> Input<'a> {
                 found: format!("more than {}", self.layer.size),
             });
         }
-        self.progress.event(ProgressEvent::Bytes {
+        self.watch.progress.event(ProgressEvent::Bytes {
             id: self.layer.digest.short(),
             status: "Downloading",
             current: self.received,

@@ -28,6 +28,7 @@ const CANCEL_CHECK_NS: i64 = 100_000_000;
 /// The right to fetch a layer; dropping it gives the right up and keeps the bytes.
 #[derive(Debug)]
 pub(super) struct Partial {
+    id: LayerId,
     path: PathBuf,
     file: File,
 }
@@ -42,13 +43,18 @@ impl Partial {
             if try_lock(&file, &path)? {
                 let links = file.metadata().map_err(|e| StoreError::io("examine", &path, e))?.nlink();
                 if links > 0 {
-                    return Ok(Self { path, file });
+                    return Ok(Self { id: *id, path, file });
                 }
                 // The holder finished and removed the file that we had opened: it lives under no name.
                 continue;
             }
             wait(&file, &path, cancel)?;
         }
+    }
+
+    /// The layer.
+    pub(super) const fn layer(&self) -> &LayerId {
+        &self.id
     }
 
     /// The bytes received so far.

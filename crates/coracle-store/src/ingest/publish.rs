@@ -129,7 +129,12 @@ fn publish_directory(store: &Store, layer: &StagedLayer) -> Result<(), StoreErro
     Ok(())
 }
 
-fn insert_layer(store: &Store, tx: &Transaction<'_>, layer: &StagedLayer, owner: &str) -> Result<(), StoreError> {
+fn insert_layer(
+    store: &Store,
+    tx: &Transaction<'_>,
+    layer: &StagedLayer,
+    owner: &str,
+) -> Result<(), StoreError> {
     let at = db::failed("write to", &store.paths.db);
     let n_objects = i64::try_from(layer.info.n_objects).unwrap_or(i64::MAX);
     let root = layer.info.root.map(image::root_text);

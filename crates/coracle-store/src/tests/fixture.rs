@@ -12,8 +12,8 @@ use ring::digest::{SHA256, digest};
 
 use crate::object::ObjectId;
 use crate::{
-    Access, BlobSource, DiffId, Image, LayerSource, LeaseKind, ManifestLayer, ManifestRecord, RefUpdate, Store,
-    StoreError,
+    Access, BlobSource, DiffId, Image, LayerSource, LeaseKind, ManifestLayer, ManifestRecord, RefUpdate,
+    Store, StoreError,
 };
 
 pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -22,7 +22,7 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Directories of a store, gone at the end of the test.
 pub(super) struct Home {
     /// Removed when dropped.
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
     pub(super) dirs: Dirs,
 }
 
@@ -42,7 +42,12 @@ impl Home {
 
     fn at(dir: tempfile::TempDir) -> Self {
         let dirs = Dirs { data: dir.path().join("data"), run: dir.path().join("run") };
-        Self { _dir: dir, dirs }
+        Self { _dir: Some(dir), dirs }
+    }
+
+    /// Below directories that belong to the test.
+    pub(super) fn below(data: &Path, run: &Path) -> Self {
+        Self { _dir: None, dirs: Dirs { data: data.join("data"), run: run.to_owned() } }
     }
 
     pub(super) fn store(&self) -> Store {
@@ -133,7 +138,10 @@ impl<R: Read> Read for Failing<R> {
 }
 
 impl BlobSource for Memory {
-    fn open(&mut self, offset: u64) -> Result<Box<dyn Read + Send + '_>, Box<dyn std::error::Error + Send + Sync>> {
+    fn open(
+        &mut self,
+        offset: u64,
+    ) -> Result<Box<dyn Read + Send + '_>, Box<dyn std::error::Error + Send + Sync>> {
         self.opened_at.push(offset);
         let rest = &self.bytes[usize::try_from(offset)?..];
         Ok(match self.fails_after {
@@ -220,7 +228,12 @@ impl TestImage {
         let base = tar(&[("etc/", b""), ("etc/os", b"test"), ("bin/tool", &shared)]);
         let own = noise(n, 20_000);
         let text = format!("number {n}");
-        let top = tar(&[("app/", b""), ("app/data", &own), ("app/again", &shared), ("app/number", text.as_bytes())]);
+        let top = tar(&[
+            ("app/", b""),
+            ("app/data", &own),
+            ("app/again", &shared),
+            ("app/number", text.as_bytes()),
+        ]);
         Self::new(&text, &[base, top])
     }
 

@@ -10,7 +10,8 @@ use super::fixture::{
     Home, Memory, TestImage, assert_sound, assert_tidy, gzip, noise, objects_on_disk, pull, sha256, tar,
 };
 use crate::{
-    Access, DiffId, GcOptions, ImageQuery, LayerSource, LeaseKind, Presence, RefUpdate, Store, StoreError, Upper,
+    Access, DiffId, GcOptions, ImageQuery, LayerSource, LeaseKind, Presence, RefUpdate, Store, StoreError,
+    Upper,
 };
 
 const NAME: &str = "docker.io/library/one:latest";
@@ -121,7 +122,11 @@ fn names_move_and_the_old_image_stays_until_it_is_dropped() {
     assert_eq!(unnamed.shared_bytes, 9004, "the lower layer is the other image's, too");
     assert_eq!(unnamed.unique_bytes, unnamed.image.size_bytes - 9004);
 
-    assert_eq!(store.gc(&GcOptions::default()).unwrap().deleted_layers.len(), 0, "a collection drops no image");
+    assert_eq!(
+        store.gc(&GcOptions::default()).unwrap().deleted_layers.len(),
+        0,
+        "a collection drops no image"
+    );
     let removed = store.drop_image(&one.id(), true).unwrap();
     assert_eq!(removed.deleted, [one.id()]);
     assert!(store.drop_image(&two.id(), true).unwrap().deleted.is_empty(), "it has a name");
@@ -173,7 +178,8 @@ fn digest_names_go_with_the_last_tag() {
     ingest.blob(&image.manifest, &image.record.digest).unwrap();
     ingest.blob(&image.record.config, &image.record.config_digest).unwrap();
     let digest = image.record.digest.to_string();
-    let by_digest = RefUpdate::Digest { repository: "docker.io/library/one".to_owned(), digest: digest.clone() };
+    let by_digest =
+        RefUpdate::Digest { repository: "docker.io/library/one".to_owned(), digest: digest.clone() };
     let again = ingest.commit(&[by_digest], &image.record).unwrap();
     assert_eq!(again.repo_digests, [format!("docker.io/library/one@{digest}")]);
     drop(ingest);
@@ -301,11 +307,8 @@ fn wrong_content_is_refused_and_leaves_nothing() {
     let long = DiffId(coracle_oci::Digest::from_sha512(&[1; 64]));
     assert!(refused(&LayerSource { diff_id: long, ..source.clone() }, &blob).contains("expected sha256"));
     let xz = b"\xfd7zXZ\0rest";
-    let source_xz = LayerSource {
-        digest: sha256(xz),
-        size: u64::try_from(xz.len()).unwrap(),
-        ..source.clone()
-    };
+    let source_xz =
+        LayerSource { digest: sha256(xz), size: u64::try_from(xz.len()).unwrap(), ..source.clone() };
     assert!(refused(&source_xz, xz).contains("xz are not supported"));
     let error = ingest.blob(b"{}", &sha256(b"{ }")).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
@@ -329,7 +332,8 @@ fn layers_may_be_plain_zstd_or_gzip_of_several_members() {
             0 => tar.clone(),
             1 => zstd::encode_all(tar.as_slice(), 3).unwrap(),
             // zstd:chunked appends a skippable frame.
-            2 => [zstd::encode_all(tar.as_slice(), 3).unwrap(), b"\x5e\x2a\x4d\x18\x02\0\0\0xx".to_vec()].concat(),
+            2 => [zstd::encode_all(tar.as_slice(), 3).unwrap(), b"\x5e\x2a\x4d\x18\x02\0\0\0xx".to_vec()]
+                .concat(),
             _ => [gzip(head), gzip(tail)].concat(),
         };
         let source = LayerSource {
@@ -371,7 +375,10 @@ fn an_interrupted_download_goes_on_where_it_stopped() {
     let mut memory = Memory::new(blob);
     memory.fails_after = Some(6 << 20);
     let error = ingest.layer(source, &mut memory, &Silent, &Cancel::new()).unwrap_err();
-    assert_eq!(coracle_base::explain::chain(&error), format!("cannot fetch {}: connection reset", source.digest));
+    assert_eq!(
+        coracle_base::explain::chain(&error),
+        format!("cannot fetch {}: connection reset", source.digest)
+    );
     assert_eq!(memory.opened_at, [0]);
 
     let cancel = Cancel::new();
@@ -415,7 +422,8 @@ fn a_damaged_partial_is_fetched_anew() {
 fn several_threads_bring_layers_of_one_image() {
     let home = Home::new();
     let store = home.store();
-    let tars: Vec<Vec<u8>> = (0..6).map(|n| tar(&[("dir/", b""), ("dir/file", &noise(n % 5, 50_000))])).collect();
+    let tars: Vec<Vec<u8>> =
+        (0..6).map(|n| tar(&[("dir/", b""), ("dir/file", &noise(n % 5, 50_000))])).collect();
     // The last layer is the first one again: both threads want it.
     let image = TestImage::new("threads", &tars);
     let lease = store.lease(LeaseKind::Write, "test").unwrap();
@@ -570,4 +578,40 @@ fn a_chain_becomes_the_parts_of_a_root() {
     assert!(root.volatile && root.upper == Some("/u".into()) && root.work == Some("/w".into()));
     assert!(root.objects.is_some_and(|dir| dir.join(".cobj").is_dir()));
     assert_eq!(store.layered_root(&[], None).unwrap().lowers.len(), 0);
+}
+
+#[test]
+fn a_mounted_root_shows_the_files_of_its_layers() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::on_disk();
+    let store = home.store();
+    // The upper layer has `tmp/x` but no entry `tmp/`: the lower one's mode must show.
+    let body = noise(5, 100_000);
+    let lower = tar(&[("tmp/", b""), ("etc/", b""), ("etc/os", b"lower"), ("bin/tool", &body)]);
+    let upper = tar(&[("tmp/x", b"x"), ("etc/os", b"upper"), ("bin/.wh.gone", b"")]);
+    let image = pull(&store, &TestImage::new("mount", &[lower, upper]), NAME).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let (up, wk) = (work.path().join("upper"), work.path().join("work"));
+    std::fs::create_dir(&up).unwrap();
+    std::fs::create_dir(&wk).unwrap();
+    let place = Upper { upper: up, work: wk, volatile: true };
+    let root = store.layered_root(&image.chain, Some(&place)).unwrap();
+    assert!(root.lowers[1].to_str().unwrap().contains("/meta."), "{root:?}");
+    assert!(!root.lowers[1].ends_with("meta.erofs"), "the variant for this chain: {root:?}");
+    let mounted = match root.mount() {
+        Ok(mounted) => mounted,
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            println!("skipped: {e}");
+            return;
+        }
+        Err(e) => panic!("{}", coracle_base::explain::chain(&e)),
+    };
+    let path = std::path::PathBuf::from(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
+    assert_eq!(std::fs::read(path.join("bin/tool")).unwrap(), body);
+    assert_eq!(std::fs::read(path.join("etc/os")).unwrap(), b"upper");
+    assert_eq!(std::fs::read(path.join("tmp/x")).unwrap(), b"x");
+    assert_eq!(std::fs::metadata(path.join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
+    std::fs::write(path.join("tmp/new"), "written").unwrap();
+    assert_eq!(std::fs::read(place.upper.join("tmp/new")).unwrap(), b"written");
 }
