@@ -135,9 +135,9 @@ fn make_pair(route: &Socket, veth: &Veth<'_>, address: Ipv4Addr) -> io::Result<(
 
 /// Brings the container's end up and gives it its address and route.
 ///
-/// The kernel opens a bridge's port a moment after both ends are up, on a work queue, and drops what comes before:
-/// a first packet that is lost costs its sender a second. Asking for the link makes the kernel do that work at once
-/// (`linkwatch_sync_dev` in `rtnl_getlink`, Linux 6.8); only then the address is announced.
+/// The kernel opens a bridge's port some time after both ends are up, and the bridge itself after its first port,
+/// and drops what comes before: a first packet that is lost costs its sender a second. Hence the address is
+/// announced only when the way has settled.
 fn connect_inside(
     route: &Socket,
     network: &NetworkDef,
@@ -145,14 +145,14 @@ fn connect_inside(
     (inside, address): (&Socket, Ipv4Addr),
 ) -> Result<(), NetError> {
     let failed = |e| NetError::kernel("set up interface", veth.peer, e);
-    let find = |socket, name| link::find(socket, name)?.ok_or_else(|| io::Error::from(Errno::NODEV));
-    let index = find(inside, veth.peer).map_err(failed)?.index;
+    let link = link::find(inside, veth.peer).map_err(failed)?;
+    let index = link.ok_or_else(|| failed(Errno::NODEV.into()))?.index;
     let mut batch = Batch::new();
     link::conf(&mut batch, index, &[(Conf::ArpNotify, 1)]);
     link::up(&mut batch, veth.peer);
     wire::demand(inside, batch, |_| ()).map_err(failed)?;
-    find(route, veth.host).map_err(failed)?;
-    find(inside, veth.peer).map_err(failed)?;
+    link::settle(inside, &[veth.peer]).map_err(failed)?;
+    link::settle(route, &[veth.host, &network.bridge]).map_err(failed)?;
     let mut batch = Batch::new();
     link::address(&mut batch, index, address, network.subnet);
     link::announce(&mut batch, index, veth.mac);

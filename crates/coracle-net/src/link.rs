@@ -118,6 +118,22 @@ pub(crate) fn find(socket: &Socket, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
+/// Makes the kernel take note, in this order, of what it knows about the cables of these interfaces.
+///
+/// It does that on a work queue otherwise, for a bridge up to a second later (`linkwatch_urgent_event`), and
+/// drops what is sent until then. Asking for a link does it at once (`rtnl_getlink`, Linux 6.8); older
+/// kernels give the answer and leave the work to the queue.
+pub(crate) fn settle(socket: &Socket, names: &[&str]) -> io::Result<()> {
+    let mut batch = Batch::new();
+    for name in names {
+        batch.add(GETLINK, 0, &ifinfo(0, 0, 0), |m| {
+            m.text(IFLA_IFNAME, name);
+            m.u32(IFLA_EXT_MASK, SKIP_STATISTICS);
+        });
+    }
+    wire::demand(socket, batch, |_| ())
+}
+
 /// How many packets have come in by an interface; `None` if it is gone.
 pub(crate) fn received_packets(socket: &Socket, name: &str) -> io::Result<Option<u64>> {
     let mut batch = Batch::new();

@@ -113,6 +113,19 @@ impl World {
         self.on_host(|| publish(&self.dirs, &container.endpoint, &specs))
     }
 
+    /// Publishes ports whose reservations were closed just now. A program that another test starts at this moment
+    /// has copies of them until it runs.
+    fn publish_again(&self, container: &Container, ports: &[&str]) -> Publication {
+        let mut refusal = None;
+        for _ in 0..1000 {
+            match self.publish(container, ports) {
+                Ok(publication) => return publication,
+                Err(e) => refusal = Some(e),
+            }
+        }
+        panic!("{refusal:?}");
+    }
+
     fn detach(&self, container: &Container) -> Vec<String> {
         let state = NetworkState { endpoints: vec![container.endpoint.clone()], published: Vec::new() };
         self.on_host(|| detach(&self.dirs, &state, &container.id)).iter().map(|e| chain(e)).collect()

@@ -166,7 +166,7 @@ fn detaching_leaves_nothing_and_can_be_repeated() {
     assert!(world.leases().is_empty());
     // The address is another's now, and stays it.
     let next = world.container();
-    let _ports = world.publish(&next, &["8080:80"]).unwrap();
+    let _ports = world.publish_again(&next, &["8080:80"]);
     let rules = world.rules();
     assert_eq!(world.detach(&container), [""; 0]);
     assert_eq!((world.rules(), world.leases()), (rules, vec!["10.88.0.2".to_owned()]));

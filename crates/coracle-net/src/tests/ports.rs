@@ -121,7 +121,7 @@ fn a_port_of_another_container_is_told_with_its_holder() {
     let twice = world.publish(&b, &["8082:80", "8082:81"]).unwrap_err();
     assert!(matches!(twice, NetError::PortAllocated { holder, .. } if holder == b.id.as_str()));
     // All or none: 8081 and 8082 were given back.
-    let _free = world.publish(&b, &["8081:80", "8082:80"]).unwrap();
+    let _free = world.publish_again(&b, &["8081:80", "8082:80"]);
     drop(held);
 }
 
@@ -143,7 +143,7 @@ fn a_leftover_of_a_killed_container_does_not_keep_its_port() {
     let (dead, next) = (world.container(), world.container());
     // Its reservations are closed with the process that held them; the entries stay.
     drop(world.publish(&dead, &["8080:80", "8081:80"]).unwrap());
-    let _ports = world.publish(&next, &["8080:80"]).unwrap();
+    let _ports = world.publish_again(&next, &["8080:80"]);
     serving(&next.namespace, 80, || assert_eq!(ask(&world.lan, HOST, 8080).unwrap(), LAN));
     // And its late teardown does not take the port away again.
     assert_eq!(world.detach(&dead), [""; 0]);
@@ -163,7 +163,7 @@ fn a_udp_sender_that_was_there_first_is_forwarded_too() {
     assert_eq!(world.detach(&server), [""; 0]);
     let next = world.container();
     drop(_ports);
-    let _ports = world.publish(&next, &["5353:53/udp"]).unwrap();
+    let _ports = world.publish_again(&next, &["5353:53/udp"]);
     serving(&next.namespace, 53, || assert_eq!(ask_udp_by(&sender, HOST, 5353).unwrap(), LAN));
 }
 
