@@ -28,13 +28,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let staging = dir.join("staging");
     let mut staged = StagedObjects::new(create_dir(&objects)?, create_dir(&staging)?);
     let begin = monotonic();
-    let info = build_layer(File::open(tar)?, out.as_fd(), &mut staged, &LayerLimits::default(), &Cancel::new())?;
+    let info =
+        build_layer(File::open(tar)?, out.as_fd(), &mut staged, &LayerLimits::default(), &Cancel::new())?;
     let took = begin.elapsed();
     let mut stdout = std::io::stdout();
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let rate = info.tar_bytes as f64 / took.as_secs_f64() / 1e6;
     writeln!(stdout, "{} bytes in {took:?}: {rate:.0} MB/s", info.tar_bytes)?;
-    writeln!(stdout, "{} entries, {} objects, {} bytes of them", info.entries, info.n_objects, staged.new_bytes)?;
+    writeln!(
+        stdout,
+        "{} entries, {} objects, {} bytes of them",
+        info.entries, info.n_objects, staged.new_bytes
+    )?;
     for warning in &info.warnings {
         writeln!(stdout, "warning: {warning}")?;
     }

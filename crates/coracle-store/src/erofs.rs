@@ -26,8 +26,8 @@ mod reader;
 mod writer;
 
 pub(crate) use self::layout::Layout;
+pub use self::reader::{DirEntry, FileType, Image, Inode, NamedXattr};
 pub(crate) use self::writer::set_checksum;
-pub use self::reader::{DirEntry, FileType, Image, Inode};
 use crate::layer::XattrSet;
 
 /// Bytes of a block.

@@ -395,7 +395,8 @@ mod tests {
     /// The ids are `fsverity digest`'s.
     #[test]
     fn ids_are_fs_verity_digests() {
-        let body = |n: usize| (0..n).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect::<Vec<_>>();
+        let body =
+            |n: usize| (0..n).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect::<Vec<_>>();
         check(&body(0), "3d248ca542a24fc62d1c43b916eae5016878e2533c88238480b26128a1f1af95");
         check(&body(1), "b803429503d95915829b29fdbc8bbad142f3abfd11b1cadf5526582e685c0551");
         check(&body(4096), "2b41866549a2f4f4a80ebbb30aa8d8436ce675229143bf493d8dc6fce99081a0");

@@ -165,26 +165,30 @@ impl LayeredRoot {
     /// Without this the kernel refuses to mount a volatile upper again.
     fn forget_volatile_mark(&self) -> io::Result<()> {
         let Some(work) = self.work.as_ref().filter(|_| self.volatile) else { return Ok(()) };
-        match rustix::fs::unlinkat(CWD, work.join("work/incompat/volatile"), AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        let mark = work.join("work/incompat/volatile");
+        for (path, flags) in [(mark.join("dirty"), AtFlags::empty()), (mark, AtFlags::REMOVEDIR)] {
+            match rustix::fs::unlinkat(CWD, path, flags) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
+        Ok(())
     }
 
     fn overlay_detached(&self, layers: &[OwnedFd]) -> Result<OwnedFd, MountFailure> {
         let overlay = Context::open("overlay").map_err(|source| self.refusal(source, String::new()))?;
+        // Open until the overlay is created: a detached mount ends with its descriptor.
+        let empties =
+            self.empty_layers(layers.len()).map_err(|source| self.refusal(source, String::new()))?;
         let stack = || {
             for layer in layers {
                 rustix::mount::fsconfig_set_fd(&overlay.0, "lowerdir+", layer)?;
             }
-            if layers.is_empty() {
-                rustix::mount::fsconfig_set_fd(&overlay.0, "lowerdir+", empty_mount()?)?;
+            for empty in &empties {
+                rustix::mount::fsconfig_set_fd(&overlay.0, "lowerdir+", empty)?;
             }
             if let Some(objects) = &self.objects {
                 rustix::mount::fsconfig_set_fd(&overlay.0, "datadir+", open_dir(objects)?)?;
-            } else if self.upper.is_none() && layers.len() < 2 {
-                // A read-only overlay needs two layers.
-                rustix::mount::fsconfig_set_fd(&overlay.0, "lowerdir+", empty_mount()?)?;
             }
             if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
                 rustix::mount::fsconfig_set_fd(&overlay.0, "upperdir", open_dir(upper)?)?;
@@ -199,6 +203,13 @@ impl LayeredRoot {
             overlay.mount()
         };
         stack().map_err(|source| self.refusal(source, overlay.log()))
+    }
+
+    /// Empty directories to stand in: an overlay needs one layer that is not only data, a read-only one two in all.
+    fn empty_layers(&self, n_layers: usize) -> Result<Vec<OwnedFd>, Errno> {
+        let n_others = usize::from(self.objects.is_some()) + usize::from(self.upper.is_some());
+        let n_empty = usize::from(n_layers == 0).max(2_usize.saturating_sub(n_layers + n_others));
+        (0..n_empty).map(|_| tmpfs_mount()).collect()
     }
 
     fn refusal(&self, source: Errno, log: String) -> MountFailure {
@@ -373,11 +384,6 @@ fn tmpfs_mount() -> Result<OwnedFd, Errno> {
     rustix::mount::fsconfig_set_string(&tmpfs.0, "mode", "0755")?;
     rustix::mount::fsconfig_create(&tmpfs.0)?;
     tmpfs.mount()
-}
-
-/// An empty directory that exists nowhere, for roots without layers.
-fn empty_mount() -> Result<OwnedFd, Errno> {
-    tmpfs_mount()
 }
 
 /// Runs `work` on a thread of its own in a mount namespace of its own, which ends with it.

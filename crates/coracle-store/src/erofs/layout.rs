@@ -98,7 +98,9 @@ impl Shared {
             if n_uses[idx] < 2 || set.is_empty() || set.len() >= SHARED_MAX {
                 continue;
             }
-            let set = set.iter().map(|xattr| *numbers.entry(xattr).or_insert_with(|| push_xattr(&mut shared.bytes, xattr)));
+            let set = set
+                .iter()
+                .map(|xattr| *numbers.entry(xattr).or_insert_with(|| push_xattr(&mut shared.bytes, xattr)));
             shared.sets[idx] = Some(set.collect());
         }
         if n_opaque > 1 {
@@ -130,7 +132,8 @@ impl Packer {
     /// A place for something that must not lie across a block, unless it is larger than one.
     fn place(&mut self, size: usize) -> u64 {
         let size = size.next_multiple_of(SLOT);
-        let fitting = self.gaps.iter().enumerate().filter(|(_, gap)| gap.1 >= size).min_by_key(|(_, gap)| gap.1);
+        let fitting =
+            self.gaps.iter().enumerate().filter(|(_, gap)| gap.1 >= size).min_by_key(|(_, gap)| gap.1);
         if let Some((idx, _)) = fitting {
             let gap = &mut self.gaps[idx];
             let offset = gap.0;
@@ -225,9 +228,13 @@ impl Layout {
         let n_blocks = n_inode_blocks + n_shared_blocks + n_data_blocks;
         // Inodes are named by 32 bits of slots in our tables.
         let slots_end = u32::try_from(inodes_end / to_u64(SLOT));
-        let (Ok(n_blocks), Ok(_), Ok(first_block)) = (u32::try_from(n_blocks), slots_end, u32::try_from(n_inode_blocks))
+        let (Ok(n_blocks), Ok(_), Ok(first_block)) =
+            (u32::try_from(n_blocks), slots_end, u32::try_from(n_inode_blocks))
         else {
-            return Err(LayerError::limit(format!("the size of {META_FILE}"), u64::from(u32::MAX) * to_u64(SLOT)));
+            return Err(LayerError::limit(
+                format!("the size of {META_FILE}"),
+                u64::from(u32::MAX) * to_u64(SLOT),
+            ));
         };
         self.n_blocks = n_blocks;
         self.shared.first_block = first_block;
@@ -328,7 +335,9 @@ fn plan_data(tree: &Tree, node: &Node, room: usize) -> (Plan, usize) {
         NodeKind::Symlink { size, .. } if to_usize(u64::from(*size)) <= room => {
             (plan(u64::from(*size), DataPlan::Inline), to_usize(u64::from(*size)))
         }
-        NodeKind::Symlink { size, .. } => (plan(u64::from(*size), DataPlan::Blocks { first: 0, has_tail: false }), 0),
+        NodeKind::Symlink { size, .. } => {
+            (plan(u64::from(*size), DataPlan::Blocks { first: 0, has_tail: false }), 0)
+        }
         NodeKind::File(Body::Small { size, .. }) => {
             (plan(u64::from(*size), DataPlan::Inline), to_usize(u64::from(*size)))
         }
@@ -365,10 +374,18 @@ fn plan_dir(tree: &Tree, dir: &DirNode, room: usize) -> (Plan, usize) {
 /// The names of a directory in byte order, `.` and `..` among them.
 pub(super) fn names_with_dots(dir: &DirNode) -> impl Iterator<Item = &[u8]> {
     let (dot, dots) = (&b"."[..], &b".."[..]);
-    let before = dir.children.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Excluded(dot))).map(|(name, _)| &**name);
-    let between = dir.children.range::<[u8], _>((std::ops::Bound::Excluded(dot), std::ops::Bound::Excluded(dots)));
+    let before = dir
+        .children
+        .range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Excluded(dot)))
+        .map(|(name, _)| &**name);
+    let between =
+        dir.children.range::<[u8], _>((std::ops::Bound::Excluded(dot), std::ops::Bound::Excluded(dots)));
     let after = dir.children.range::<[u8], _>((std::ops::Bound::Excluded(dots), std::ops::Bound::Unbounded));
-    before.chain([dot]).chain(between.map(|(name, _)| &**name)).chain([dots]).chain(after.map(|(name, _)| &**name))
+    before
+        .chain([dot])
+        .chain(between.map(|(name, _)| &**name))
+        .chain([dots])
+        .chain(after.map(|(name, _)| &**name))
 }
 
 pub(super) fn to_u64(n: usize) -> u64 {

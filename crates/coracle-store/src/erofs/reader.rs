@@ -8,9 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::{
-    BLOCK, DIRENT_BYTES, FEATURES_INCOMPATIBLE, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC,
-    MODE_BLOCK, MODE_CHAR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_LINK, MODE_TYPE, SLOT, SUPERBLOCK_OFFSET,
-    XATTR_HEAD_BYTES,
+    BLOCK, DIRENT_BYTES, FEATURES_INCOMPATIBLE, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN,
+    MAGIC, MODE_BLOCK, MODE_CHAR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_LINK, MODE_TYPE, SLOT,
+    SUPERBLOCK_OFFSET, XATTR_HEAD_BYTES,
 };
 use crate::layer::LayerError;
 use crate::object::ObjectId;
@@ -73,6 +73,9 @@ pub struct Inode {
     first_block: u32,
     xattr_bytes: usize,
 }
+
+/// The full name of an extended attribute, and its value.
+pub type NamedXattr = (Vec<u8>, Vec<u8>);
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -360,7 +363,7 @@ impl Image {
     /// # Errors
     /// See [`Self::root`].
     pub fn is_opaque(&self, dir: &Inode) -> Result<bool, LayerError> {
-        let is_mark = |(name, value): &(Vec<u8>, Vec<u8>)| name == b"trusted.overlay.opaque" && value == b"y";
+        let is_mark = |(name, value): &NamedXattr| name == b"trusted.overlay.opaque" && value == b"y";
         Ok(self.xattrs(dir)?.iter().any(is_mark))
     }
 
@@ -368,7 +371,7 @@ impl Image {
     ///
     /// # Errors
     /// See [`Self::root`].
-    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, LayerError> {
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<NamedXattr>, LayerError> {
         if inode.xattr_bytes == 0 {
             return Ok(Vec::new());
         }

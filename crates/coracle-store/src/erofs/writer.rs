@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use super::layout::{DataPlan, Layout, Plan, names_with_dots, to_u32, to_u64, to_usize};
 use super::{
     BLOCK, BLOCK_BITS, CHUNK_BITS, DIRENT_BYTES, FEATURES_COMPATIBLE, FEATURES_INCOMPATIBLE, FORMAT_EXTENDED,
-    INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, METACOPY_BYTES, METACOPY_SHA256, MODE_BLOCK,
-    MODE_CHAR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_LINK, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, XATTR_HEAD_BYTES,
+    INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, METACOPY_BYTES, METACOPY_SHA256,
+    MODE_BLOCK, MODE_CHAR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_LINK, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET,
+    XATTR_HEAD_BYTES,
 };
 use crate::layer::{Body, DirNode, FileMeta, HashedFile, INDEX_TRUSTED, Node, NodeKind, Tree, Xattr};
 use crate::object::ObjectId;
@@ -112,7 +113,8 @@ impl Layout {
         uuid: [u8; 16],
         file: HashedFile,
     ) -> io::Result<String> {
-        let mut sink = Sink { file, head: Vec::with_capacity(BLOCK * 2), is_head_written: false, position: 0 };
+        let mut sink =
+            Sink { file, head: Vec::with_capacity(BLOCK * 2), is_head_written: false, position: 0 };
         sink.pad_to(to_u64(SUPERBLOCK_OFFSET))?;
         sink.write(&self.superblock(uuid))?;
         let mut inode = Vec::with_capacity(BLOCK);
@@ -158,8 +160,15 @@ impl Layout {
 
     fn encode_whiteout(&self, number: u32, to: &mut Vec<u8>) {
         let n_links = self.whiteout.map_or(1, |(_, n_links)| n_links);
-        let head =
-            Head { layout: LAYOUT_PLAIN, xattr_bytes: 0, mode: MODE_CHAR, size: 0, special: 0, n_links, number };
+        let head = Head {
+            layout: LAYOUT_PLAIN,
+            xattr_bytes: 0,
+            mode: MODE_CHAR,
+            size: 0,
+            special: 0,
+            n_links,
+            number,
+        };
         encode_head(to, &head, &FileMeta { mode: 0, ..FileMeta::IMPLIED });
     }
 
@@ -185,7 +194,8 @@ impl Layout {
         };
         let n_links = if matches!(node.kind, NodeKind::Dir(_)) { 2 + plan.n_subdirs } else { node.n_links };
         let mode = type_bits(&node.kind) | node.meta.mode;
-        let head = Head { layout, xattr_bytes: xattrs.len(), mode, size: plan.size, special, n_links, number };
+        let head =
+            Head { layout, xattr_bytes: xattrs.len(), mode, size: plan.size, special, n_links, number };
         encode_head(to, &head, &node.meta);
         to.extend_from_slice(&xattrs);
         self.encode_tail(tree, idx, &plan, to)
@@ -301,7 +311,9 @@ impl Layout {
             encode_xattr(to, INDEX_TRUSTED, OPAQUE, b"y");
         }
         if let NodeKind::File(Body::Object { idx, .. }) = node.kind {
-            let id = ids.get(to_usize(u64::from(idx))).ok_or_else(|| io::Error::other("an object without an id"))?;
+            let id = ids
+                .get(to_usize(u64::from(idx)))
+                .ok_or_else(|| io::Error::other("an object without an id"))?;
             let mut metacopy = vec![0, METACOPY_BYTES, 0, METACOPY_SHA256];
             metacopy.extend_from_slice(&id.0);
             encode_xattr(to, INDEX_TRUSTED, METACOPY, &metacopy);

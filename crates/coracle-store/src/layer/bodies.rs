@@ -44,7 +44,8 @@ impl SmallBodies {
             }
             let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
             let file = rustix::fs::openat(self.dir.as_fd(), ".", flags, Mode::RUSR | Mode::WUSR)?;
-            self.spill = Some(Spill { file: file.into(), file_bytes: 0, tail: Vec::with_capacity(SPILL_BYTES) });
+            self.spill =
+                Some(Spill { file: file.into(), file_bytes: 0, tail: Vec::with_capacity(SPILL_BYTES) });
         }
         let Some(spill) = &mut self.spill else { return Ok(memory_bytes) };
         if spill.tail.len() + body.len() > SPILL_BYTES {
@@ -73,7 +74,9 @@ impl SmallBodies {
             to.extend_from_slice(bytes.get(start..start + size).ok_or_else(outside)?);
             Ok(())
         };
-        let Some(start_in_spill) = start.checked_sub(memory_bytes) else { return slice(&self.memory, start, to) };
+        let Some(start_in_spill) = start.checked_sub(memory_bytes) else {
+            return slice(&self.memory, start, to);
+        };
         if size == 0 {
             return Ok(());
         }

@@ -12,8 +12,9 @@ use super::split::{FinalNames, SplitWriter};
 use super::tar::{BUFFER_BYTES, Entry, EntryKind, TarReader};
 use super::tree::{Place, ROOT};
 use super::{
-    Body, FileMeta, HashedFile, IMPLIED_FILE, LayerDigests, LayerError, LayerInfo, LayerLimits, META_FILE, Node,
-    NodeKind, OBJECTS_FILE, RootAttributes, SmallBodies, Tree, WARNINGS_MAX, XattrSet, printable, xattr,
+    Body, FileMeta, HashedFile, IMPLIED_FILE, LayerDigests, LayerError, LayerInfo, LayerLimits, META_FILE,
+    Node, NodeKind, OBJECTS_FILE, RootAttributes, SmallBodies, Tree, WARNINGS_MAX, XattrSet, printable,
+    xattr,
 };
 use crate::erofs;
 use crate::object::{ObjectHasher, ObjectId, StagedObjects};
@@ -116,7 +117,13 @@ impl<'a, R: Read> Builder<'a, R> {
         }
     }
 
-    fn add(&mut self, place: Place<'_>, entry: &Entry, body: Body, xattrs: XattrSet) -> Result<(), LayerError> {
+    fn add(
+        &mut self,
+        place: Place<'_>,
+        entry: &Entry,
+        body: Body,
+        xattrs: XattrSet,
+    ) -> Result<(), LayerError> {
         let meta = FileMeta {
             mode: entry.mode,
             uid: owner(entry.uid).ok_or_else(|| LayerError::entry(&entry.path, "its user id is not one"))?,
@@ -142,7 +149,8 @@ impl<'a, R: Read> Builder<'a, R> {
         if entry.link.is_empty() || entry.link.contains(&0) {
             return Err(LayerError::entry(&entry.path, "a symlink to nothing"));
         }
-        let start = self.tree.bodies.push(&entry.link).map_err(|source| LayerError::write("small bodies", source))?;
+        let start =
+            self.tree.bodies.push(&entry.link).map_err(|source| LayerError::write("small bodies", source))?;
         Ok(NodeKind::Symlink { start, size: u32::try_from(entry.link.len()).unwrap_or(u32::MAX) })
     }
 
@@ -150,7 +158,10 @@ impl<'a, R: Read> Builder<'a, R> {
         let target_path = self.normalise(&entry.link)?;
         let Some(target) = self.tree.find(&target_path)? else {
             let target = printable(&target_path);
-            return Err(LayerError::entry(path, format!("a hard link to {target}, which is not in the layer")));
+            return Err(LayerError::entry(
+                path,
+                format!("a hard link to {target}, which is not in the layer"),
+            ));
         };
         self.tree.add_link(place, target).map_err(|problem| LayerError::entry(path, problem))
     }
@@ -166,7 +177,10 @@ impl<'a, R: Read> Builder<'a, R> {
                 return Err(LayerError::entry(path, "its path has `..` in it"));
             }
             if name.len() > self.limits.name_bytes_max {
-                return Err(LayerError::limit(format!("the name {}", printable(name)), self.limits.name_bytes_max));
+                return Err(LayerError::limit(
+                    format!("the name {}", printable(name)),
+                    self.limits.name_bytes_max,
+                ));
             }
             if !normal.is_empty() {
                 normal.push(b'/');
@@ -230,7 +244,12 @@ impl<'a, R: Read> Builder<'a, R> {
         Ok(Body::Small { start, size: size_on_disk })
     }
 
-    fn take_object(&mut self, sparse: Option<&SparseMap>, size: u64, cancel: &Cancel) -> Result<Body, LayerError> {
+    fn take_object(
+        &mut self,
+        sparse: Option<&SparseMap>,
+        size: u64,
+        cancel: &Cancel,
+    ) -> Result<Body, LayerError> {
         let refused = |source| LayerError::write("an object", source);
         if let Some(map) = sparse {
             let id = self.copy_sparse(map, cancel)?;
@@ -349,7 +368,11 @@ impl<'a, R: Read> Builder<'a, R> {
     }
 }
 
-fn write_file<'a>(dir: BorrowedFd<'_>, name: &str, parts: impl Iterator<Item = &'a [u8]>) -> Result<String, LayerError> {
+fn write_file<'a>(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    parts: impl Iterator<Item = &'a [u8]>,
+) -> Result<String, LayerError> {
     let write = || {
         let mut file = HashedFile::create(dir, name)?;
         for part in parts {

@@ -23,7 +23,12 @@ impl HashedFile {
     pub(crate) fn create(dir: BorrowedFd<'_>, name: &str) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(dir, name, flags, Mode::from_bits_retain(0o444))?;
-        Ok(Self { file, buffer: Vec::with_capacity(BUFFER_BYTES), hash: Context::new(&SHA256), written_bytes: 0 })
+        Ok(Self {
+            file,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            hash: Context::new(&SHA256),
+            written_bytes: 0,
+        })
     }
 
     /// Bytes written so far.

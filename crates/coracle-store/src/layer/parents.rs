@@ -59,7 +59,11 @@ pub fn read_implied_dirs(layer: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, LayerErr
 ///
 /// # Errors
 /// If an image cannot be read or is damaged, or the variant not written.
-pub fn write_inheriting_meta(layer: BorrowedFd<'_>, lowers: &[Image], name: &str) -> Result<bool, LayerError> {
+pub fn write_inheriting_meta(
+    layer: BorrowedFd<'_>,
+    lowers: &[Image],
+    name: &str,
+) -> Result<bool, LayerError> {
     let own = open(layer, META_FILE, OFlags::RDONLY).map_err(|source| LayerError::Read { source })?;
     let own = Image::open(own, META_FILE)?;
     let mut changes = Vec::new();
@@ -138,7 +142,8 @@ fn copy_all(from: &File, to: &File) -> io::Result<()> {
     let (mut offset_in, mut offset_out) = (0, 0);
     loop {
         // A reflink where the file system can.
-        let n_bytes = rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), 1 << 30)?;
+        let n_bytes =
+            rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), 1 << 30)?;
         if n_bytes == 0 {
             return Ok(());
         }

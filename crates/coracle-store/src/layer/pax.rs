@@ -71,7 +71,8 @@ impl Pax {
     pub(crate) fn read(&mut self, mut records: &[u8], offset: u64) -> Result<(), LayerError> {
         let malformed = |problem| LayerError::Malformed { offset, problem };
         while !records.is_empty() {
-            let (record, rest) = split_record(records).ok_or(malformed("a PAX record of the wrong length"))?;
+            let (record, rest) =
+                split_record(records).ok_or(malformed("a PAX record of the wrong length"))?;
             let equals = record.iter().position(|&b| b == b'=').filter(|&at| at > 0);
             let equals = equals.ok_or(malformed("a PAX record without a key"))?;
             self.take(&record[..equals], &record[equals + 1..]).map_err(malformed)?;
@@ -201,8 +202,16 @@ mod tests {
         let pax = read(b"11 size=12\n9 uid=-1\n7 gid=\n29 SCHILY.xattr.user.x=a\0=b\n\n").unwrap();
         assert_eq!((pax.size, pax.uid, pax.gid), (Some(12), Some(-1), None));
         assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"a\0=b\n".to_vec())]);
-        for bad in ["99 path=a\n", "3 \n", "x path=a\n", "8 path=a\n", "9 path=a", "10 mtime=x\n", "10 path=a\0\n", "6 =a\n\n"]
-        {
+        for bad in [
+            "99 path=a\n",
+            "3 \n",
+            "x path=a\n",
+            "8 path=a\n",
+            "9 path=a",
+            "10 mtime=x\n",
+            "10 path=a\0\n",
+            "6 =a\n\n",
+        ] {
             assert!(read(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
@@ -222,9 +231,13 @@ mod tests {
     fn sparse_maps_are_ordered_and_complete() {
         let map = SparseMap::new(&[0, 2, 4, 0, 4, 6], 10, 8).unwrap();
         assert_eq!(map.pieces, [(0, 2), (4, 6)]);
-        for (numbers, size, archived) in
-            [(&[0_u64, 2, 1, 2][..], 10, 4), (&[4, 7], 10, 7), (&[0, 2], 10, 3), (&[0], 10, 0), (&[u64::MAX, 2], 10, 2)]
-        {
+        for (numbers, size, archived) in [
+            (&[0_u64, 2, 1, 2][..], 10, 4),
+            (&[4, 7], 10, 7),
+            (&[0, 2], 10, 3),
+            (&[0], 10, 0),
+            (&[u64::MAX, 2], 10, 2),
+        ] {
             assert!(SparseMap::new(numbers, size, archived).is_err(), "{numbers:?}");
         }
         let pax = read(b"23 GNU.sparse.offset=5\n25 GNU.sparse.numbytes=7\n").unwrap();

@@ -51,9 +51,15 @@ const SPARE_BYTES_MAX: u64 = 1 << 16;
 enum Record {
     Raw,
     /// Start in the small bodies.
-    Small { start: u64, offset: u64 },
+    Small {
+        start: u64,
+        offset: u64,
+    },
     /// Index in the order of arrival.
-    Object { idx: u32, offset: u64 },
+    Object {
+        idx: u32,
+        offset: u64,
+    },
 }
 
 /// Writes a `tar.split` while the tar is read.
@@ -226,7 +232,11 @@ fn read_lengths(mut file: &File) -> io::Result<(u64, u64)> {
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
     let (raw_bytes, records_bytes) = (number(&foot[..8]), number(&foot[8..]));
     let total = raw_bytes.checked_add(records_bytes).and_then(|sum| sum.checked_add(HEAD_BYTES + FOOT_BYTES));
-    if total == Some(size) { Ok((raw_bytes, records_bytes)) } else { Err(damaged("its parts are not its size")) }
+    if total == Some(size) {
+        Ok((raw_bytes, records_bytes))
+    } else {
+        Err(damaged("its parts are not its size"))
+    }
 }
 
 /// Where the next bytes come from.
@@ -235,7 +245,11 @@ enum Current {
     Raw(u64),
     Spare(u64),
     /// A range of a file: `meta.erofs` if none is given.
-    Range { file: Option<File>, offset: u64, length: u64 },
+    Range {
+        file: Option<File>,
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// The exact tar of a layer.

@@ -179,7 +179,9 @@ impl<R: Read> TarReader<R> {
         header.sparse_numbers(386, 4, &mut numbers)?;
         while is_continued {
             let offset = self.offset;
-            let block = self.raw_block()?.ok_or(LayerError::Malformed { offset, problem: "a sparse map cut short" })?;
+            let block = self
+                .raw_block()?
+                .ok_or(LayerError::Malformed { offset, problem: "a sparse map cut short" })?;
             let header = Header { block: &block, offset };
             header.sparse_numbers(0, 21, &mut numbers)?;
             is_continued = block[504] != 0;
@@ -206,11 +208,13 @@ impl<R: Read> TarReader<R> {
                     digits.push(byte);
                     continue;
                 }
-                let number = decimal(&digits).map_err(|problem| LayerError::Malformed { offset: self.offset, problem })?;
+                let number = decimal(&digits)
+                    .map_err(|problem| LayerError::Malformed { offset: self.offset, problem })?;
                 digits.clear();
                 numbers.push(number);
                 if numbers.len() == 1 {
-                    let n_numbers = usize::try_from(number).ok().and_then(|n| n.checked_mul(2)?.checked_add(1));
+                    let n_numbers =
+                        usize::try_from(number).ok().and_then(|n| n.checked_mul(2)?.checked_add(1));
                     n_numbers_expected = n_numbers.unwrap_or(usize::MAX);
                     self.check_map(n_numbers_expected)?;
                 }
@@ -249,7 +253,9 @@ impl<R: Read> TarReader<R> {
             return Ok(None);
         }
         let mut block = [0; BLOCK];
-        let Some(bytes) = self.buffer[self.start..self.end].first_chunk::<BLOCK>() else { return Err(self.cut_short()) };
+        let Some(bytes) = self.buffer[self.start..self.end].first_chunk::<BLOCK>() else {
+            return Err(self.cut_short());
+        };
         block.copy_from_slice(bytes);
         self.consume_raw(BLOCK)?;
         Ok(Some(block))
@@ -266,7 +272,8 @@ impl<R: Read> TarReader<R> {
     /// The body of a header that describes the next entry.
     fn read_meta(&mut self, size: u64, what: &'static str) -> Result<Vec<u8>, LayerError> {
         let max = self.limits.pax_bytes_max;
-        let n_bytes = usize::try_from(size).ok().filter(|&n| n <= max).ok_or_else(|| LayerError::limit(what, max))?;
+        let n_bytes =
+            usize::try_from(size).ok().filter(|&n| n <= max).ok_or_else(|| LayerError::limit(what, max))?;
         self.begin_body(size);
         self.body_bytes = 0;
         let mut bytes = Vec::with_capacity(n_bytes);
@@ -440,7 +447,8 @@ impl Header<'_> {
     }
 
     fn unsigned(&self, start: usize, length: usize) -> Result<u64, LayerError> {
-        u64::try_from(self.number(start, length)?).map_err(|_negative| self.malformed("a header with a negative size"))
+        u64::try_from(self.number(start, length)?)
+            .map_err(|_negative| self.malformed("a header with a negative size"))
     }
 
     /// Octal digits, or base 256 in two's complement behind a set first bit.
@@ -453,7 +461,8 @@ impl Header<'_> {
             let first = if is_negative { field[0] } else { field[0] & 0x7f };
             let mut value = i64::from(first.cast_signed());
             for &byte in &field[1..] {
-                value = value.checked_mul(256).and_then(|v| v.checked_add(i64::from(byte))).ok_or_else(wrong)?;
+                value =
+                    value.checked_mul(256).and_then(|v| v.checked_add(i64::from(byte))).ok_or_else(wrong)?;
             }
             return Ok(value);
         }

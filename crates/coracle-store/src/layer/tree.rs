@@ -49,9 +49,18 @@ pub(crate) enum NodeKind {
     Dir(Box<DirNode>),
     File(Body),
     /// Its target lies among the small bodies.
-    Symlink { start: u64, size: u32 },
-    Char { major: u32, minor: u32 },
-    Block { major: u32, minor: u32 },
+    Symlink {
+        start: u64,
+        size: u32,
+    },
+    Char {
+        major: u32,
+        minor: u32,
+    },
+    Block {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
 }
 
@@ -59,9 +68,15 @@ pub(crate) enum NodeKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     Empty,
-    Small { start: u64, size: u32 },
+    Small {
+        start: u64,
+        size: u32,
+    },
     /// Index in the order of arrival.
-    Object { idx: u32, size: u64 },
+    Object {
+        idx: u32,
+        size: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -113,7 +128,12 @@ enum Step {
 
 impl Tree {
     pub(crate) fn new(bodies: SmallBodies, limits: &LayerLimits) -> Self {
-        let root = Node { meta: FileMeta::IMPLIED, xattrs: 0, n_links: 1, kind: NodeKind::Dir(DirNode::new(ROOT, 0)) };
+        let root = Node {
+            meta: FileMeta::IMPLIED,
+            xattrs: 0,
+            n_links: 1,
+            kind: NodeKind::Dir(DirNode::new(ROOT, 0)),
+        };
         Self {
             nodes: vec![root],
             bodies,
@@ -169,7 +189,8 @@ impl Tree {
         if let Some(idx) = self.xattr_idx.get(&set) {
             return Ok(*idx);
         }
-        self.xattr_bytes += set.iter().map(|xattr| xattr.suffix.len() + xattr.value.len() + 64).sum::<usize>();
+        self.xattr_bytes +=
+            set.iter().map(|xattr| xattr.suffix.len() + xattr.value.len() + 64).sum::<usize>();
         if self.xattr_bytes > self.limits.xattr_total_bytes_max {
             return Err(LayerError::limit("all extended attributes", self.limits.xattr_total_bytes_max));
         }
@@ -244,7 +265,9 @@ impl Tree {
                 Step::Dir(idx) => at = idx,
                 Step::Other => return Err(LayerError::entry(path, "a parent is not a directory")),
                 Step::Missing { .. } if !create => return Ok(None),
-                Step::Missing { was_hidden } => at = self.add_implied(Place { parent: at, name }, was_hidden, path)?,
+                Step::Missing { was_hidden } => {
+                    at = self.add_implied(Place { parent: at, name }, was_hidden, path)?;
+                }
                 Step::Link(target) => {
                     n_follows += 1;
                     if n_follows > FOLLOWS_MAX {
@@ -253,7 +276,8 @@ impl Tree {
                     if target.first() == Some(&b'/') {
                         at = ROOT;
                     }
-                    let parts = target.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    let parts =
+                        target.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".");
                     let first = pending.len();
                     pending.extend(parts.map(<[u8]>::to_vec));
                     pending[first..].reverse();
@@ -305,7 +329,12 @@ impl Tree {
     }
 
     /// Applies a directory entry. The empty name is the root.
-    pub(crate) fn add_dir(&mut self, place: Place<'_>, meta: FileMeta, xattrs: u32) -> Result<(), LayerError> {
+    pub(crate) fn add_dir(
+        &mut self,
+        place: Place<'_>,
+        meta: FileMeta,
+        xattrs: u32,
+    ) -> Result<(), LayerError> {
         let existing = if place.name.is_empty() {
             Some(Some(ROOT))
         } else {

@@ -97,7 +97,8 @@ mod tests {
     fn check(names: &[&str], kept: &[(u8, &str)], dropped: &[&str]) {
         let xattrs = names.iter().map(|name| (name.as_bytes().to_vec(), vec![2, 0, 0, 0])).collect();
         let mut reported = Vec::new();
-        let set = filter(xattrs, 1000, |name| reported.push(String::from_utf8(name.to_vec()).unwrap())).unwrap();
+        let set =
+            filter(xattrs, 1000, |name| reported.push(String::from_utf8(name.to_vec()).unwrap())).unwrap();
         let set: Vec<_> = set.iter().map(|x| (x.index, std::str::from_utf8(&x.suffix).unwrap())).collect();
         assert_eq!(set, kept);
         reported.reverse();
@@ -107,19 +108,28 @@ mod tests {
     #[test]
     fn only_portable_attributes_reach_the_tree() {
         check(
-            &["user.b", "user.a", "security.capability", "system.posix_acl_access", "system.posix_acl_default"],
+            &[
+                "user.b",
+                "user.a",
+                "security.capability",
+                "system.posix_acl_access",
+                "system.posix_acl_default",
+            ],
             &[(1, "a"), (1, "b"), (2, ""), (3, ""), (6, "capability")],
             &[],
         );
-        let overlay =
-            ["trusted.overlay.redirect", "user.overlay.opaque", "user.overlay.overlay.x", "trusted.overlay.overlay.y"];
+        let overlay = [
+            "trusted.overlay.redirect",
+            "user.overlay.opaque",
+            "user.overlay.overlay.x",
+            "trusted.overlay.overlay.y",
+        ];
         check(&overlay, &[], &overlay);
-        check(&["trusted.x", "security.ima", "user.", "system.x", "security.selinux"], &[], &[
-            "trusted.x",
-            "security.ima",
-            "user.",
-            "system.x",
-        ]);
+        check(
+            &["trusted.x", "security.ima", "user.", "system.x", "security.selinux"],
+            &[],
+            &["trusted.x", "security.ima", "user.", "system.x"],
+        );
     }
 
     #[test]
