@@ -216,7 +216,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
 }
 
 /// Below the parent that the user named, else below our own.
-fn cgroups_path(spec: &ContainerSpec) -> PathBuf {
+pub(crate) fn cgroups_path(spec: &ContainerSpec) -> PathBuf {
     let parent = spec.resources.cgroup_parent.trim_matches('/');
     Path::new("/").join(if parent.is_empty() { "coracle" } else { parent }).join(spec.id.as_str())
 }

@@ -1,13 +1,13 @@
 //! Containers as objects: created, listed, stopped, removed.
 //!
 //! A container is created by writing its directory under a hidden name and renaming it into place; it is
-//! removed by renaming the directory away and deleting it. A crash in between leaves a hidden directory whose
-//! lock nobody holds, which the next [`Engine::sweep`] deletes.
+//! removed by renaming the directory away and deleting it. A crash in between leaves a hidden directory, which a
+//! later command deletes (`sweep.rs`).
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use coracle_base::time::Timestamp;
@@ -85,6 +85,7 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Created, EngineError> {
+        self.sweep()?;
         if asked.pull == PullPolicy::Always {
             self.pull(&asked.image, asked.platform.as_deref(), progress, cancel)?;
         }
@@ -500,43 +501,6 @@ impl Engine {
         disk_usage(&self.dirs().container(&container.spec.id).join("upper"))
     }
 
-    /// Deletes what commands that died have left: half-made and half-removed containers, and containers of
-    /// `--rm` whose host went down under them.
-    ///
-    /// # Errors
-    /// The directory of containers cannot be read.
-    pub fn sweep(&self) -> Result<(), EngineError> {
-        let root = self.dirs().containers();
-        let entries =
-            fs::read_dir(&root).map_err(|e| EngineError::io(format!("read {}", root.display()), e))?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let abandoned = if name.starts_with(".new-") {
-                !lock::is_held(&path.join("lock"))? && is_old(&path)
-            } else {
-                name.starts_with(".rm-") && is_old(&path)
-            };
-            if abandoned {
-                remove_tree(&path)?;
-            } else if path.join("transient").exists() {
-                self.sweep_transient(&name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn sweep_transient(&self, name: &str) -> Result<(), EngineError> {
-        let Ok(id) = ContainerId::parse(name) else { return Ok(()) };
-        let place = self.dirs().container(&id);
-        if self.dirs().run_container(&id).exists() || !is_old(&place) {
-            return Ok(());
-        }
-        let lock = self.lock_container(&id)?;
-        self.remove_locked(&lock, &id, true)
-    }
-
     /// Remembers across a reboot whether the user wants the container to run.
     pub(crate) fn note_desired(&self, id: &ContainerId, running: bool) -> Result<(), EngineError> {
         let dir = self.dirs().container(id);
@@ -552,15 +516,6 @@ impl Engine {
 const SIGKILL: i32 = 9;
 /// Seconds between the stop signal and the kill.
 const STOP_TIMEOUT_S: i64 = 10;
-
-/// Age from which a hidden directory without a lock counts as abandoned, seconds: its lock is taken right
-/// after it is made.
-const ABANDONED_S: i64 = 10;
-
-fn is_old(path: &Path) -> bool {
-    let now = Timestamp::now().0 / 1_000_000_000;
-    fs::metadata(path).is_ok_and(|m| now - m.mtime() > ABANDONED_S)
-}
 
 fn prepare_bind(path: &str, create: bool) -> Result<(), EngineError> {
     let path = PathBuf::from(path);

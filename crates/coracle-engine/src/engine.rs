@@ -1,6 +1,6 @@
 //! Opening the engine, and finding containers in whatever state they were left.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::{Path, PathBuf};
 
 use coracle_base::time::Timestamp;
@@ -27,6 +27,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
+    notices: RefCell<Vec<String>>,
     reader: OnceCell<Store>,
     writer: OnceCell<Store>,
 }
@@ -42,7 +43,13 @@ impl Engine {
     pub fn open(config: Config) -> Result<Self, EngineError> {
         files::create_private_dir(&config.dirs.containers())?;
         files::create_private_dir(&config.dirs.run.join("containers"))?;
-        Ok(Self { config, reader: OnceCell::new(), writer: OnceCell::new() })
+        Ok(Self { config, notices: RefCell::default(), reader: OnceCell::new(), writer: OnceCell::new() })
+    }
+
+    /// Takes the sentences about what the engine noticed and mended beside what it was asked for.
+    #[must_use]
+    pub fn take_notices(&self) -> Vec<String> {
+        self.notices.take()
     }
 
     pub(crate) fn dirs(&self) -> &Dirs {
@@ -223,9 +230,14 @@ impl Engine {
             ..Exit::default()
         };
         let settled = RunState { restarts: state.restarts, ..rested(Status::Exited { exit }) };
+        self.remove_cgroup(id)?;
         self.release(id, &state)?;
         self.save_exit(id, &settled)?;
         files::replace_json(&path, &settled, Durability::Volatile)?;
+        self.notices.borrow_mut().push(format!(
+            "the monitor of container {} was killed, and the container ended with it; what it held was released",
+            id.short()
+        ));
         Ok(settled)
     }
 

@@ -37,6 +37,14 @@ impl Engine {
         Ok(self.store()?.images()?)
     }
 
+    /// Unpacked bytes of each layer of an image, bottom first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn layer_sizes(&self, image: &Image) -> Result<Vec<u64>, EngineError> {
+        Ok(self.store()?.chain_sizes(&image.chain)?)
+    }
+
     /// The image with this name, digest, id or beginning of an id.
     ///
     /// # Errors

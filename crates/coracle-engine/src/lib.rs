@@ -10,6 +10,7 @@
 //! containers.rs  create, list, find, remove, prune      start.rs   start: network, mounts, plan, monitor
 //! bundle.rs      ContainerSpec → OCI configuration (pure)   hostfiles.rs  hosts, hostname, resolv.conf
 //! images.rs      find, tag, remove, prune   images/  pull, load, import
+//! sweep.rs       what commands and monitors that were killed have left
 //! volumes.rs     volumes                    copyup.rs  filling them from an image   devices.rs  devices of the host
 //! ```
 
@@ -25,6 +26,7 @@ mod images;
 mod merge;
 mod names;
 mod start;
+mod sweep;
 mod volumes;
 
 pub use containers::{Container, Created, PruneReport, RemoveOptions};

@@ -16,6 +16,7 @@ use coracle_state::container::{
     ContainerSpec, Endpoint, MountSource, MountSpec, NetworkMode, NetworkState, RunState, SeccompChoice,
     Status,
 };
+use coracle_state::files::{self, Durability};
 use coracle_state::lock;
 use coracle_state::{ContainerId, Dirs};
 use coracle_store::Upper;
@@ -62,18 +63,23 @@ impl Engine {
             ));
         }
         self.release(id, &state)?;
+        let mark = self.starting().join(id.as_str());
+        files::create_private_dir(&self.starting())?;
+        files::replace(&mark, b"", Durability::Volatile)?;
         let connected = self.connect_network(&spec)?;
         timeline::mark("network ready");
         let network = connected.state.clone();
-        let started = self.launch(&spec, connected, options);
-        match started {
+        match self.launch(&spec, connected, options) {
             Ok(session) => {
+                files::remove_file(&mark)?;
                 self.note_desired(id, true)?;
                 Ok(session)
             }
             Err(error) => {
                 // The first error is the cause; what cannot be released now is found by the next sweep.
-                drop(self.release_network(id, &network));
+                if self.release_network(id, &network).is_ok() {
+                    files::remove_file(&mark)?;
+                }
                 Err(error)
             }
         }
@@ -246,7 +252,9 @@ impl Engine {
         let mut connected = Connected::default();
         if let Err(error) = self.attach_all(spec, &namespace, &mut connected) {
             // The first error is the cause; what cannot be released now is found by the next sweep.
-            drop(self.release_network(&spec.id, &connected.state));
+            if self.release_network(&spec.id, &connected.state).is_ok() {
+                files::remove_file(&self.starting().join(spec.id.as_str()))?;
+            }
             return Err(error);
         }
         connected.netns = Some(namespace.into_fd());
@@ -321,7 +329,7 @@ impl Engine {
         self.release(id, &container.state)?;
         let settled = RunState { network: NetworkState::default(), ..container.state };
         let path = self.dirs().run_container(id).join("state.json");
-        Ok(coracle_state::files::replace_json(&path, &settled, coracle_state::files::Durability::Volatile)?)
+        Ok(files::replace_json(&path, &settled, Durability::Volatile)?)
     }
 
     /// A connection to the monitor of a running container.
@@ -384,7 +392,13 @@ fn choose_seccomp(spec: &ContainerSpec, oci: &mut Spec) -> Result<SeccompSource,
         SeccompChoice::Default => Ok(SeccompSource::Default),
         SeccompChoice::Unconfined => Ok(SeccompSource::Unconfined),
         SeccompChoice::Profile(text) => {
-            let _ = (text, &mut *oci); // SECCOMP-LATER
+            let capabilities = oci.process().as_ref().and_then(|p| p.capabilities().as_ref());
+            let bounding = capabilities.and_then(|c| c.bounding().clone()).unwrap_or_default();
+            let profile = coracle_runtime::seccomp::resolve(text, &bounding)
+                .map_err(|e| EngineError::invalid(format!("cannot use the seccomp profile: {e}")))?;
+            if let Some(linux) = oci.linux_mut().as_mut() {
+                linux.set_seccomp(Some(profile));
+            }
             Ok(SeccompSource::FromSpec)
         }
     }

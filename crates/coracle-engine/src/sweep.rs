@@ -1,0 +1,130 @@
+//! What commands and monitors that were killed have left behind: found and cleaned up by the next command.
+//!
+//! | left by | what | how it is known |
+//! |---|---|---|
+//! | `create` | `containers/.new-<id>` | nobody holds its `lock` |
+//! | `rm` | `containers/.rm-<id>` | it is old: a living `rm` deletes it at once |
+//! | `start` | lease, veth pair, port mappings | `starting/<id>` on tmpfs, and nobody holds the container's lock |
+//! | a monitor | all that a running container has | its state says "running", and nobody holds `monitor.lock` |
+//! | a host that went down | containers of `--rm` | looked for once per boot |
+//!
+//! The common case, nothing left, costs two directory reads.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use coracle_base::time::Timestamp;
+use coracle_runtime::Cgroup;
+use coracle_state::ContainerId;
+use coracle_state::container::ContainerSpec;
+use coracle_state::files::{self, Durability};
+use coracle_state::lock;
+
+use crate::volumes::remove_tree;
+use crate::{Engine, EngineError};
+
+/// Age from which a hidden directory without a lock counts as abandoned, seconds: its lock is taken right after
+/// it is made.
+const ABANDONED_S: i64 = 10;
+
+impl Engine {
+    /// Cleans up after commands that died, and after a reboot.
+    ///
+    /// # Errors
+    /// A directory of ours cannot be read, or something cannot be removed.
+    pub fn sweep(&self) -> Result<(), EngineError> {
+        self.sweep_hidden()?;
+        self.sweep_starts()?;
+        let swept = self.dirs().run.join("swept");
+        if !swept.exists() {
+            self.sweep_transient()?;
+            files::replace(&swept, b"", Durability::Volatile)?;
+        }
+        Ok(())
+    }
+
+    fn sweep_hidden(&self) -> Result<(), EngineError> {
+        let root = self.dirs().containers();
+        let entries =
+            fs::read_dir(&root).map_err(|e| EngineError::io(format!("read {}", root.display()), e))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if !name.starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
+            let abandoned =
+                is_old(&path) && (!name.starts_with(".new-") || !lock::is_held(&path.join("lock"))?);
+            if abandoned {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Networks of containers whose `start` was killed between attaching them and handing them to a monitor.
+    fn sweep_starts(&self) -> Result<(), EngineError> {
+        let mut dead = Vec::new();
+        for name in self.list_dir(&self.starting())? {
+            let Ok(id) = ContainerId::parse(&name) else { continue };
+            if !lock::is_held(&self.dirs().run_container(&id).join("lock"))? {
+                dead.push(id);
+            }
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let is_live =
+            |id: &ContainerId| !dead.contains(id) || lock::is_held(&self.monitor_lock(id)).unwrap_or(true);
+        let errors = coracle_net::cleanup(self.dirs(), &is_live);
+        if !errors.is_empty() {
+            return Err(EngineError::Several(
+                errors.iter().map(|e| coracle_base::explain::chain(e)).collect(),
+            ));
+        }
+        for id in &dead {
+            files::remove_file(&self.starting().join(id.as_str()))?;
+        }
+        Ok(())
+    }
+
+    /// Containers of `--rm` whose host went down under them.
+    fn sweep_transient(&self) -> Result<(), EngineError> {
+        for name in self.list_dir(&self.dirs().containers())? {
+            let Ok(id) = ContainerId::parse(&name) else { continue };
+            let place = self.dirs().container(&id);
+            if place.join("transient").exists() && !self.dirs().run_container(&id).exists() && is_old(&place)
+            {
+                let lock = self.lock_container(&id)?;
+                self.remove_locked(&lock, &id, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Directory of marks: a container's file is there while its start is neither done nor undone.
+    pub(crate) fn starting(&self) -> PathBuf {
+        self.dirs().run.join("starting")
+    }
+
+    /// Ends what a container whose monitor was killed has left in its cgroups, and removes them.
+    pub(crate) fn remove_cgroup(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let spec: Option<ContainerSpec> = files::find_json(&self.dirs().container(id).join("spec.json"))?;
+        let path =
+            spec.map_or_else(|| Path::new("/coracle").join(id.as_str()), |s| crate::bundle::cgroups_path(&s));
+        let failed = |e: coracle_runtime::LaunchError| EngineError::Conflict {
+            message: format!("cannot remove the cgroup of container {}: {e}", id.short()),
+            hint: None,
+        };
+        let cgroup = Cgroup::at(&path).map_err(failed)?;
+        cgroup.kill_all().map_err(failed)?;
+        cgroup.remove().map_err(failed)
+    }
+}
+
+fn is_old(path: &Path) -> bool {
+    let now = Timestamp::now().0 / 1_000_000_000;
+    fs::metadata(path).is_ok_and(|m| now - m.ctime() > ABANDONED_S)
+}
