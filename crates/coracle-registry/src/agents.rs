@@ -22,7 +22,8 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const CERT_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Enough for a TLS record and a good part of a socket's buffer.
 const INPUT_BUFFER_BYTES: usize = 128 << 10;
-const OUTPUT_BUFFER_BYTES: usize = 16 << 10;
+/// The head of a request must fit, with the longest token in it.
+const OUTPUT_BUFFER_BYTES: usize = 96 << 10;
 
 /// How an origin's certificate is judged.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

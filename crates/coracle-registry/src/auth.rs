@@ -15,13 +15,14 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use coracle_base::Redacted;
 use coracle_base::time::monotonic;
+use coracle_oci::Reference;
 use serde::Deserialize;
 use ureq::http::Method;
 
 use crate::agents::Agents;
 use crate::credentials::Credential;
 use crate::error::RegistryError;
-use crate::http::{self, Answer, Ask};
+use crate::http::{self, Answer, Ask, Failure};
 use crate::url::{Origin, Url, escape};
 
 /// Bytes of one token.
@@ -101,7 +102,7 @@ impl Auth {
                 let token = match cached.filter(|token| monotonic() < token.renew_at) {
                     Some(token) => token,
                     None => {
-                        let token = fetch_token(agents, purpose.host, &key)?;
+                        let token = fetch_token(agents, purpose, &key)?;
                         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
                         token
                     }
@@ -193,10 +194,10 @@ struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
-fn fetch_token(agents: &Agents, host: &str, key: &TokenKey) -> Result<Token, RegistryError> {
+fn fetch_token(agents: &Agents, purpose: Purpose<'_>, key: &TokenKey) -> Result<Token, RegistryError> {
     let (origin, realm, service, scope) = key;
     let url = check_realm(origin, realm)?;
-    let credential = agents.config().credentials.get(host)?;
+    let credential = agents.config().credentials.get(purpose.host)?;
     let answer = match &credential {
         Some(Credential::RegistryToken(token)) => {
             return Ok(Token { value: token.clone(), renew_at: monotonic() + Duration::from_hours(1) });
@@ -214,15 +215,25 @@ fn fetch_token(agents: &Agents, host: &str, key: &TokenKey) -> Result<Token, Reg
         other => ask_token(agents, &url, other.as_ref(), (service, scope))?,
     };
     if answer.status() != 200 {
-        let failure = answer.into_failure();
-        return Err(match failure.status {
-            400 | 401 | 403 => {
-                RegistryError::Unauthorized { host: host.to_owned(), detail: failure.detail() }
-            }
-            _ => failure.into_error(),
-        });
+        return Err(refused(answer.into_failure(), purpose, credential.is_some()));
     }
     read_token(answer)
+}
+
+/// What a token server's refusal means: without credentials, and where it knows them, it is about rights.
+fn refused(failure: Failure, purpose: Purpose<'_>, has_credential: bool) -> RegistryError {
+    let host = purpose.host.to_owned();
+    let detail = failure.detail();
+    let is_about_rights = !purpose.repository.is_empty() && (!has_credential || failure.status == 403);
+    match failure.status {
+        401 | 403 if is_about_rights => {
+            let full = format!("{host}/{}", purpose.repository);
+            let familiar = Reference::parse_bare(&full).map(|reference| reference.repository().familiar());
+            RegistryError::AccessDenied { repository: familiar.unwrap_or(full), detail, host }
+        }
+        400 | 401 | 403 => RegistryError::Unauthorized { host, detail },
+        _ => failure.into_error(),
+    }
 }
 
 fn read_token(answer: Answer) -> Result<Token, RegistryError> {

@@ -222,7 +222,7 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// Runs `docker-credential-<name> get`.
+/// Asks `docker-credential-<name>`.
 fn ask_helper(name: &str, key: &str, time_max: Duration) -> Result<Option<Credential>, RegistryError> {
     let program = format!("docker-credential-{name}");
     let setup =
@@ -230,27 +230,31 @@ fn ask_helper(name: &str, key: &str, time_max: Duration) -> Result<Option<Creden
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
         return Err(setup("its name has characters that no program of this kind has".to_owned()));
     }
-    let mut command = Command::new(&program);
-    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|error| setup(error.to_string()))?;
+    run_helper(Command::new(&program).arg("get"), key, time_max).map_err(setup)
+}
+
+/// Runs the program and understands its answer. Errors are reasons.
+fn run_helper(command: &mut Command, key: &str, time_max: Duration) -> Result<Option<Credential>, String> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
     let end = monotonic() + time_max;
     let answer = talk(&mut child, key, end);
     if answer.is_err() {
         // It may have ended already; then there is nothing to kill.
         drop(child.kill());
     }
-    let status = wait_for(&mut child, end).map_err(|error| setup(error.to_string()))?;
-    let answer = answer.map_err(|error| setup(error.to_string()))?;
+    let status = wait_for(&mut child, end).map_err(|error| error.to_string())?;
+    let answer = answer.map_err(|error| error.to_string())?;
     if !status {
         let words = crate::http::printable(&String::from_utf8_lossy(&answer));
         // The words by which helpers say that they have nothing; there is no other sign.
         if words.to_ascii_lowercase().contains("credentials not found") {
             return Ok(None);
         }
-        return Err(setup(format!("it failed: {words}")));
+        return Err(format!("it failed: {words}"));
     }
     let answer: HelperAnswer =
-        serde_json::from_slice(&answer).map_err(|_cause| setup("it did not answer with JSON".to_owned()))?;
+        serde_json::from_slice(&answer).map_err(|_cause| "it did not answer with JSON".to_owned())?;
     let is_empty = answer.username.is_empty() || answer.secret.is_empty();
     Ok((!is_empty).then(|| from_pair(answer.username, answer.secret)))
 }
@@ -399,26 +403,28 @@ mod tests {
         assert_eq!(config.get("b.example").unwrap(), None, "others do not need it");
     }
 
-    fn run(script: &str, time_max: Duration) -> io::Result<Vec<u8>> {
-        let mut child = Command::new("/bin/sh")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let end = monotonic() + time_max;
-        let answer = talk(&mut child, "key", end);
-        drop(child.kill());
-        child.wait()?;
-        answer
+    fn helper(script: &str, time_max: Duration) -> Result<Option<Credential>, String> {
+        run_helper(Command::new("/bin/sh").args(["-c", script]), "key", time_max)
+    }
+
+    #[test]
+    fn helpers_are_asked_by_their_standard_input() {
+        let minute = Duration::from_mins(1);
+        let script = r#"read -r key; echo "{\"ServerURL\":\"$key\",\"Username\":\"$key\",\"Secret\":\"s\"}""#;
+        assert_eq!(helper(script, minute).unwrap(), password("key", "s"));
+        let token = Credential::IdentityToken(Redacted::new("t".to_owned()));
+        assert_eq!(helper(r#"echo '{"Username":"<token>","Secret":"t"}'"#, minute).unwrap(), Some(token));
+        let none = "echo credentials not found in native keychain; exit 1";
+        assert_eq!(helper(none, minute).unwrap(), None);
+        assert_eq!(helper("echo locked; exit 1", minute).unwrap_err(), "it failed: locked");
+        assert_eq!(helper("echo secret", minute).unwrap_err(), "it did not answer with JSON");
     }
 
     #[test]
     fn helpers_are_bounded_in_time_and_output() {
-        let minute = Duration::from_mins(1);
-        assert_eq!(run("cat", minute).unwrap(), b"key");
-        let late = run("exec tail -f /dev/null", Duration::from_millis(50)).unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert!(run("yes", minute).unwrap_err().to_string().contains("more than"));
+        let late = helper("exec tail -f /dev/null", Duration::from_millis(50));
+        assert_eq!(late.unwrap_err(), "it did not end in time");
+        assert!(helper("yes", Duration::from_mins(1)).unwrap_err().contains("more than"));
         let mut lingering = Command::new("/bin/sh").args(["-c", "exec tail -f /dev/null"]).spawn().unwrap();
         assert!(wait_for(&mut lingering, monotonic() + Duration::from_millis(50)).is_err());
         assert!(lingering.try_wait().unwrap().is_some(), "it was killed and waited for");

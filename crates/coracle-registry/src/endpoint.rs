@@ -62,9 +62,8 @@ impl Endpoints {
         let remembered = self.works.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned();
         let origins = match remembered {
             Some(origin) => vec![origin],
+            None if https.is_loopback() && agents.cert_dir(&https).is_none() => vec![http, https],
             None if agents.config().is_insecure(&https) => vec![https, http],
-            None if https.is_loopback() && agents.cert_dir(&https).is_some() => vec![https],
-            None if https.is_loopback() => vec![http, https],
             None => vec![https],
         };
         Ok(Endpoint { origins, prefix: String::new(), mirrored: None, host: host.to_owned() })

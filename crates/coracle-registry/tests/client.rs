@@ -176,6 +176,38 @@ fn a_token_is_fetched_once_and_renewed_when_it_is_refused() {
 }
 
 #[test]
+fn what_a_token_server_refuses_to_strangers_is_about_rights() {
+    let set = setting();
+    set.fake.set_access(Access::Bearer {
+        realm: None,
+        user: Some(("ann".to_owned(), "x".to_owned())),
+        identity: None,
+    });
+    let error = set.pull().unwrap_err();
+    assert!(
+        matches!(&error, RegistryError::AccessDenied { repository, .. } if repository.ends_with("/acme/api"))
+    );
+}
+
+#[test]
+fn tokens_are_bounded() {
+    let set = setting();
+    set.fake.set_access(Access::Bearer { realm: None, user: None, identity: None });
+    let token = |n: usize| Fault::Chunked(format!(r#"{{"access_token":"{}"}}"#, "t".repeat(n)).into_bytes());
+    // A token of the greatest length is used (and is not one that this registry gave).
+    set.fake.fail("/token", 1, token(64 << 10));
+    assert!(matches!(set.pull().unwrap_err(), RegistryError::AccessDenied { .. }));
+    let sent =
+        set.fake.seen().into_iter().filter_map(|seen| seen.headers.get("authorization").map(String::len));
+    assert_eq!(sent.max(), Some("Bearer ".len() + (64 << 10)));
+    set.fake.fail("/token", 1, token((64 << 10) + 1));
+    let error = set.pull().unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+    set.fake.fail("/token", 1, Fault::Redirect("http://127.0.0.1:1/".to_owned()));
+    assert!(set.pull().unwrap_err().to_string().contains("may not redirect"));
+}
+
+#[test]
 fn identity_tokens_are_exchanged_by_post() {
     let set = setting();
     let user = Some(("nobody".to_owned(), "x".to_owned()));
@@ -223,7 +255,10 @@ fn authorization_does_not_follow_a_redirect_to_another_origin() {
 #[test]
 fn redirects_are_counted() {
     let set = setting();
-    set.fake.fail("/manifests/", 100, Fault::Redirect("/v2/acme/api/manifests/1".to_owned()));
+    let again = Fault::Redirect("/v2/acme/api/manifests/1".to_owned());
+    set.fake.fail("/manifests/", 5, again.clone());
+    assert!(set.pull().is_ok());
+    set.fake.fail("/manifests/", 100, again);
     assert!(set.error().1.contains("more than 5 redirects"));
 }
 

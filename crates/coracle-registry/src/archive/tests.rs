@@ -270,6 +270,28 @@ fn pax_headers_count_for_the_next_entry_and_long_names_are_read() {
 }
 
 #[test]
+fn extended_headers_are_bounded() {
+    let with = |n: usize| {
+        let value = "v".repeat(n);
+        refused(&Tar::new().pax(&[("comment", &value)]).file("a", b"").done())
+    };
+    assert!(with((1 << 20) - 100).contains("neither"));
+    assert!(with(1 << 20).contains("extended header"));
+}
+
+#[test]
+fn damage_anywhere_is_an_error_or_harmless() {
+    let good = docker_archive();
+    for at in (0..good.len()).step_by(11) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x5a;
+        if let Ok(archive) = open(&bad) {
+            assert!(archive.images.iter().all(|image| image.layers.len() == 2), "byte {at}");
+        }
+    }
+}
+
+#[test]
 fn a_canceled_read_ends() {
     let cancel = Cancel::new();
     cancel.cancel();
