@@ -210,7 +210,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_cgroups_path(Some(cgroups_path(spec)))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
-        .set_sysctl(Some(sysctls(spec)))
+        .set_sysctl(Some(sysctls(spec).into_iter().collect()))
         .set_rootfs_propagation(rootfs_propagation(spec));
     Ok(linux)
 }
@@ -263,12 +263,12 @@ fn namespaces(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Li
 }
 
 /// The user's, and Docker's two that let programs without rights use low ports and ping.
-fn sysctls(spec: &ContainerSpec) -> std::collections::hash_map::HashMap<String, String> {
-    let mut all: std::collections::hash_map::HashMap<String, String> =
-        spec.security.sysctls.clone().into_iter().collect();
+fn sysctls(spec: &ContainerSpec) -> std::collections::BTreeMap<String, String> {
+    let mut all = spec.security.sysctls.clone();
     if matches!(spec.network.mode, NetworkMode::Bridge | NetworkMode::None) {
-        all.entry("net.ipv4.ip_unprivileged_port_start".to_owned()).or_insert_with(|| "0".to_owned());
-        all.entry("net.ipv4.ping_group_range".to_owned()).or_insert_with(|| "0 2147483647".to_owned());
+        for (name, value) in coracle_runtime::defaults::network_sysctls() {
+            all.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
     }
     all
 }

@@ -201,7 +201,7 @@ impl Engine {
             match taken::claim(self.dirs(), &name, id) {
                 Ok(()) => return Ok(name),
                 Err(coracle_state::StateError::NameTaken { .. }) if attempt < NAME_ATTEMPTS_MAX => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 Err(e) => return Err(e.into()),
             }

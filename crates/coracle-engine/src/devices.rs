@@ -77,10 +77,10 @@ fn walk(
         let own = |list: &[&str]| depth == 0 && host == Path::new("/dev") && list.iter().any(|o| name == *o);
         if metadata.is_dir() && depth < DEPTH_MAX && !own(&OWN_DIRS) {
             walk(&entry.path(), &path, permissions, found, depth + 1)?;
-        } else if !own(&OWN_NODES) {
-            if let Some(node) = node(&metadata, &path)? {
-                found.push((node, permissions.to_owned()));
-            }
+        } else if !own(&OWN_NODES)
+            && let Some(node) = node(&metadata, &path)?
+        {
+            found.push((node, permissions.to_owned()));
         }
     }
     Ok(())

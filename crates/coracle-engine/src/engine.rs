@@ -84,10 +84,10 @@ impl Engine {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| EngineError::io(format!("read {}", path.display()), e))?;
-            if let Ok(name) = entry.file_name().into_string() {
-                if !name.starts_with('.') {
-                    names.push(name);
-                }
+            if let Ok(name) = entry.file_name().into_string()
+                && !name.starts_with('.')
+            {
+                names.push(name);
             }
         }
         Ok(names)

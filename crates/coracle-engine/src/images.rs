@@ -121,18 +121,19 @@ impl Engine {
         force: bool,
     ) -> Result<Removed, EngineError> {
         let last = image.refs.iter().filter(|r| r.as_str() != reference).count() == 0;
-        if last && !force {
-            if let Some(user) = users.first() {
-                return Err(EngineError::conflict(
-                    format!(
-                        "conflict: unable to remove repository reference \"{}\" (must force) - container {} is using its referenced image {}",
-                        familiar(reference),
-                        user.spec.id.short(),
-                        short(&image.id)
-                    ),
-                    format!("remove the container first: `coracle rm {}`", user.spec.name),
-                ));
-            }
+        if last
+            && !force
+            && let Some(user) = users.first()
+        {
+            return Err(EngineError::conflict(
+                format!(
+                    "conflict: unable to remove repository reference \"{}\" (must force) - container {} is using its referenced image {}",
+                    familiar(reference),
+                    user.spec.id.short(),
+                    short(&image.id)
+                ),
+                format!("remove the container first: `coracle rm {}`", user.spec.name),
+            ));
         }
         // An image that a container still uses loses its name only.
         Ok(self.store_for_writing()?.remove_refs(&[reference.to_owned()], users.is_empty())?)

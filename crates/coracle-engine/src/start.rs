@@ -306,7 +306,7 @@ impl Engine {
         if network.endpoints.is_empty() {
             return Ok(());
         }
-        several(coracle_net::detach(self.dirs(), network, id))
+        several(&coracle_net::detach(self.dirs(), network, id))
     }
 
     /// What the owner of a container does once it has ended for good: releases its networks, and removes it if
@@ -363,7 +363,7 @@ fn start_failure(error: MonitorError) -> EngineError {
 }
 
 /// All errors of a clean-up as one, or none.
-fn several<E: std::error::Error>(errors: Vec<E>) -> Result<(), EngineError> {
+pub(crate) fn several<E: std::error::Error>(errors: &[E]) -> Result<(), EngineError> {
     if errors.is_empty() {
         return Ok(());
     }

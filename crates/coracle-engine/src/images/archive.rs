@@ -80,8 +80,8 @@ impl Engine {
             (image.config_digest.clone(), image.config.clone()),
         )?;
         let refs: Vec<RefUpdate> = image.references.iter().map(|r| RefUpdate::Tag(r.to_string())).collect();
-        self.commit_local(&image.manifest, &record, &refs, (progress, cancel), &|index| {
-            LocalLayer::Archived(image.layers[index].clone())
+        self.commit_local((&image.manifest, &record), &refs, (progress, cancel), &|index| {
+            LocalLayer::Archived(Box::new(image.layers[index].clone()))
         })?;
         Ok(Loaded {
             references: image.references.iter().map(Reference::familiar).collect(),
@@ -91,8 +91,7 @@ impl Engine {
 
     fn commit_local(
         &self,
-        manifest: &[u8],
-        record: &ManifestRecord,
+        (manifest, record): (&[u8], &ManifestRecord),
         refs: &[RefUpdate],
         (progress, cancel): (&dyn Progress, &Cancel),
         open: &(dyn Fn(usize) -> LocalLayer + Sync),
@@ -136,7 +135,7 @@ impl Engine {
         let record = record(&manifest, digest(&bytes), None, (config_digest.clone(), config))?;
         let refs: Vec<RefUpdate> = reference.iter().map(|r| RefUpdate::Tag(r.to_string())).collect();
         let file = std::sync::Mutex::new(Some(spool.file));
-        self.commit_local(&bytes, &record, &refs, (progress, cancel), &|_index| {
+        self.commit_local((&bytes, &record), &refs, (progress, cancel), &|_index| {
             LocalLayer::File(file.lock().ok().and_then(|mut f| f.take()))
         })?;
         Ok(config_digest.to_string())
@@ -232,7 +231,7 @@ fn hash_tar(file: &File, buffer: &mut [u8], cancel: &Cancel) -> io::Result<Diges
 
 /// A layer that lies on this machine.
 enum LocalLayer {
-    Archived(ArchivedLayer),
+    Archived(Box<ArchivedLayer>),
     File(Option<File>),
 }
 

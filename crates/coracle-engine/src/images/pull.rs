@@ -222,10 +222,10 @@ pub(super) fn fetch_layers<S: BlobSource>(
                 media_type: layer.media_type.clone(),
                 diff_id: layer.diff_id.clone(),
             };
-            if let Err(error) = ingest.layer(&source, &mut open(*index), progress, cancel) {
-                if let Ok(mut first) = failed.lock() {
-                    first.get_or_insert(error.into());
-                }
+            if let Err(error) = ingest.layer(&source, &mut open(*index), progress, cancel)
+                && let Ok(mut first) = failed.lock()
+            {
+                first.get_or_insert(error.into());
             }
         }
     };
