@@ -30,6 +30,8 @@ const GONE_MS_MAX: i64 = 5_000;
 #[derive(Debug)]
 pub struct Session {
     socket: OwnedFd,
+    /// The monitor's process, if it is our child.
+    child: Option<OwnedFd>,
     /// Allocated at the first message.
     buffer: Vec<u8>,
     /// Where the container's standard input is written to.
@@ -72,7 +74,7 @@ pub struct ExecSession {
 pub fn spawn(plan: &Path, fds: PlanFds, attach: Attach) -> Result<Session, MonitorError> {
     let PlanFds { monitor_lock, netns, ports } = fds;
     let (ours, theirs) = socket::pair().map_err(MonitorError::Spawn)?;
-    let session = Session::over(ours);
+    let mut session = Session::over(ours);
     session.post(&Request::Attach(Attach { own: true, ..attach }))?;
     let mut inherited = vec![theirs.as_fd(), monitor_lock.as_fd()];
     inherited.extend(netns.as_ref().map(AsFd::as_fd));
@@ -80,7 +82,9 @@ pub fn spawn(plan: &Path, fds: PlanFds, attach: Attach) -> Result<Session, Monit
     let has_netns = if netns.is_some() { "netns" } else { "-" };
     let n_ports = ports.len().to_string();
     let plan = plan.to_str().ok_or_else(|| MonitorError::Spawn(io::ErrorKind::InvalidInput.into()))?;
-    spawn_role(&["@monitor", plan, has_netns, &n_ports], &inherited).map_err(MonitorError::Spawn)?;
+    let child =
+        spawn_role(&["@monitor", plan, has_netns, &n_ports], &inherited).map_err(MonitorError::Spawn)?;
+    session.child = Some(child);
     Ok(session)
 }
 
@@ -99,7 +103,7 @@ pub fn connect(dirs: &Dirs, id: &ContainerId) -> Result<Option<Session>, Monitor
 
 impl Session {
     fn over(socket: OwnedFd) -> Self {
-        Self { socket, buffer: Vec::new(), stdin: None, exited: None }
+        Self { socket, child: None, buffer: Vec::new(), stdin: None, exited: None }
     }
 
     /// Waits until the container runs. For the session that [`spawn`] returned.
@@ -108,7 +112,7 @@ impl Session {
     /// [`MonitorError::NotStarted`] if it could not be started, [`MonitorError::Lost`] if the monitor died.
     pub fn wait_started(&mut self) -> Result<Started, MonitorError> {
         loop {
-            match self.next()? {
+            match self.next_event()? {
                 Event::Started(started) => {
                     merge(&started.marks);
                     return Ok(started);
@@ -149,7 +153,7 @@ impl Session {
             if let Some(exited) = self.exited.take().filter(|e| !e.restarting) {
                 return Ok(exited);
             }
-            match self.next()? {
+            match self.next_event()? {
                 Event::Exited(exited) => self.exited = Some(exited),
                 Event::Lost => return Err(MonitorError::Lost),
                 Event::Started(_) | Event::Output(..) | Event::Answer(_) => {}
@@ -243,7 +247,7 @@ impl Session {
     pub fn finished(self) -> Result<(), MonitorError> {
         match self.post(&Request::Finish) {
             Ok(()) => {}
-            Err(MonitorError::Lost) => return Ok(()),
+            Err(MonitorError::Lost) => return self.reap(),
             Err(e) => return Err(e),
         }
         let until = clock::now() + Duration::from_millis(GONE_MS_MAX.unsigned_abs());
@@ -257,12 +261,22 @@ impl Session {
             let mut poll = [PollFd::new(&self.socket, PollFlags::IN)];
             match rustix::event::poll(&mut poll, Some(&timeout)) {
                 Ok(0) => break,
-                Ok(_) if protocol::receive(self.socket.as_fd(), &mut buffer)?.is_none() => return Ok(()),
+                Ok(_) if protocol::receive(self.socket.as_fd(), &mut buffer)?.is_none() => {
+                    return self.reap();
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(MonitorError::io("wait for", "the monitor", e)),
             }
         }
         Err(MonitorError::io("wait for", "the monitor to end", io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
+    /// A child that has gone is waited for, so that no zombie stays with a caller that lives on.
+    fn reap(&self) -> Result<(), MonitorError> {
+        match self.child.as_ref().map(|child| process::wait_pidfd(child.as_fd())) {
+            None | Some(Ok(_)) => Ok(()),
+            Some(Err(e)) => Err(MonitorError::io("wait for", "the monitor", e)),
+        }
     }
 
     /// The way to the container's standard input, once attached to it: a pipe's end or a terminal. It does not
@@ -280,7 +294,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection failed, or the monitor speaks another version.
-    pub fn next(&mut self) -> Result<Event<'_>, MonitorError> {
+    pub fn next_event(&mut self) -> Result<Event<'_>, MonitorError> {
         if self.buffer.is_empty() {
             self.buffer = vec![0; MESSAGE_BYTES_MAX];
         }
@@ -326,7 +340,7 @@ impl Session {
     fn answer(&mut self) -> Result<(i32, Option<OwnedFd>), MonitorError> {
         loop {
             let before = self.stdin.take();
-            match self.next()? {
+            match self.next_event()? {
                 Event::Answer(answer) => {
                     let fd = self.stdin.take();
                     self.stdin = before;
@@ -408,12 +422,12 @@ fn aside(bytes: &[u8]) -> Result<OwnedFd, MonitorError> {
 
 /// Makes the monitor's process: a role of our own binary in a session of its own, without our environment and
 /// streams. It is left to whoever inherits it: it outlives this command, or says its end over the session.
-fn spawn_role(args: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn spawn_role(args: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let mut argv = vec![CString::from(c"coracle")];
     for arg in args {
         argv.push(CString::new(*arg)?);
     }
     let stdio = RoleStdio::Fds([null.as_fd(), null.as_fd(), null.as_fd()]);
-    process::spawn_role(&Role { args: &argv, env: &[], fds, stdio, setsid: true }).map(drop)
+    Ok(process::spawn_role(&Role { args: &argv, env: &[], fds, stdio, setsid: true })?.pidfd)
 }

@@ -97,7 +97,9 @@ impl Explain for MonitorError {
         match self {
             Self::NotStarted(why) => why.hint.clone(),
             Self::State(error) => error.hint(),
-            Self::Lost => Some("its container was killed with it; start it again with `coracle start`".to_owned()),
+            Self::Lost => {
+                Some("its container was killed with it; start it again with `coracle start`".to_owned())
+            }
             Self::Protocol(_) => {
                 Some("the container was started by another version: `coracle restart` it".to_owned())
             }

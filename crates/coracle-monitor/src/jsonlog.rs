@@ -202,7 +202,8 @@ mod tests {
 
     #[test]
     fn lines_are_put_together_from_any_chunks() {
-        let expected: Vec<Vec<u8>> = vec![b"one\n".to_vec(), b"\n".to_vec(), b"two\n".to_vec(), b"rest".to_vec()];
+        let expected: Vec<Vec<u8>> =
+            vec![b"one\n".to_vec(), b"\n".to_vec(), b"two\n".to_vec(), b"rest".to_vec()];
         assert_eq!(records(&[b"one\n\ntwo\nrest"]), expected);
         assert_eq!(records(&[b"on", b"e", b"\n\nt", b"wo\nre", b"st"]), expected);
         assert_eq!(records(&[]), Vec::<Vec<u8>>::new());

@@ -55,7 +55,8 @@ impl LogFile {
             LogSpec::None => None,
             LogSpec::JsonFile { size_max_bytes, files_max, .. } => {
                 let file = append(path).map_err(|source| MonitorError::Log { path: path.into(), source })?;
-                let size = file.metadata().map_err(|source| MonitorError::Log { path: path.into(), source })?.len();
+                let size =
+                    file.metadata().map_err(|source| MonitorError::Log { path: path.into(), source })?.len();
                 Some(Open {
                     file,
                     path: path.into(),
@@ -111,16 +112,18 @@ impl LogFile {
 
     fn record(&mut self, stream: Stream, time: &str, text: &[u8]) {
         if self.dropped > 0 && self.batch.is_empty() {
-            let notice = format!("coracle: the log could not be written: {} lines are missing here\n", self.dropped);
+            let notice =
+                format!("coracle: the log could not be written: {} lines are missing here\n", self.dropped);
             encode(&mut self.batch, Stream::Stderr, time, notice.as_bytes());
         }
         let start = self.batch.len();
         encode(&mut self.batch, stream, time, text);
         self.n_records += 1;
         // A batch is written into one file: it is ended where that file would be full.
-        let would_fill = self.file.as_ref().is_some_and(|f| {
-            f.size > 0 && f.size.saturating_add(self.batch.len() as u64) > f.size_max
-        });
+        let would_fill = self
+            .file
+            .as_ref()
+            .is_some_and(|f| f.size > 0 && f.size.saturating_add(self.batch.len() as u64) > f.size_max);
         if would_fill && start > 0 {
             let last = self.batch.split_off(start);
             self.n_records -= 1;
@@ -211,7 +214,9 @@ mod tests {
     fn texts(path: &Path) -> Vec<String> {
         let all = std::fs::read_to_string(path).unwrap_or_default();
         all.lines()
-            .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["log"].as_str().unwrap().to_owned())
+            .map(|l| {
+                serde_json::from_str::<serde_json::Value>(l).unwrap()["log"].as_str().unwrap().to_owned()
+            })
             .collect()
     }
 

@@ -72,7 +72,12 @@ pub type Sink<'s> = &'s mut dyn FnMut(&Record<'_>) -> io::Result<()>;
 ///
 /// # Errors
 /// A file cannot be read; what `sink` returns; the connection to the monitor failed.
-pub fn read(path: &Path, query: &Query, follow: Option<&mut Session>, sink: Sink<'_>) -> Result<(), MonitorError> {
+pub fn read(
+    path: &Path,
+    query: &Query,
+    follow: Option<&mut Session>,
+    sink: Sink<'_>,
+) -> Result<(), MonitorError> {
     let failed = |source| MonitorError::Log { path: path.into(), source };
     // Watched before anything is read: what comes in between is seen.
     let watch = follow.is_some().then(|| watch(path)).transpose().map_err(failed)?;
@@ -222,7 +227,11 @@ fn watch(path: &Path) -> io::Result<OwnedFd> {
     let inotify = rustix::fs::inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     // The directory, not the file: a rotation replaces the file.
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    rustix::fs::inotify::add_watch(&inotify, dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    rustix::fs::inotify::add_watch(
+        &inotify,
+        dir,
+        WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO,
+    )?;
     Ok(inotify)
 }
 
@@ -258,7 +267,7 @@ impl Follow<'_> {
         if !spoke {
             return Ok(false);
         }
-        Ok(match session.next()? {
+        Ok(match session.next_event()? {
             Event::Exited(exited) => !exited.restarting,
             Event::Lost => true,
             Event::Started(_) | Event::Output(..) | Event::Answer(_) => false,
@@ -377,7 +386,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.json");
         write(&path, 1 << 20, 1..2);
-        std::fs::write(&path, [b"{\"log\":\"tor\n".to_vec(), std::fs::read(&path).unwrap()].concat()).unwrap();
+        std::fs::write(&path, [b"{\"log\":\"tor\n".to_vec(), std::fs::read(&path).unwrap()].concat())
+            .unwrap();
         let mut all = Vec::new();
         read(&path, &Query::default(), None, &mut |r| {
             all.push((r.stream, r.time.to_owned()));

@@ -200,7 +200,9 @@ fn should_restart(policy: RestartPolicy, code: i32, restarts: u32, stopped_by_us
         && match policy {
             RestartPolicy::No => false,
             RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
-            RestartPolicy::OnFailure { retries_max } => code != 0 && (retries_max == 0 || restarts < retries_max),
+            RestartPolicy::OnFailure { retries_max } => {
+                code != 0 && (retries_max == 0 || restarts < retries_max)
+            }
         }
 }
 
@@ -340,7 +342,10 @@ mod tests {
     #[test]
     fn a_first_start_that_fails_is_the_end_a_later_one_is_an_exit() {
         let mut machine = Machine::new(RestartPolicy::Always);
-        assert_eq!(machine.step(Event::NotStarted { code: 127 }, ms(0)), [Effect::Alarm(None), Effect::Finish]);
+        assert_eq!(
+            machine.step(Event::NotStarted { code: 127 }, ms(0)),
+            [Effect::Alarm(None), Effect::Finish]
+        );
         let mut machine = running(RestartPolicy::Always);
         exit(&mut machine, 1, ms(1));
         let Phase::Waiting { due } = machine.phase() else { panic!() };

@@ -83,7 +83,11 @@ impl Plan {
     /// It is not there or damaged.
     pub fn read(path: &Path) -> Result<Self, MonitorError> {
         files::find_json(path)?.ok_or_else(|| {
-            MonitorError::io("read", path.display().to_string(), std::io::Error::from(std::io::ErrorKind::NotFound))
+            MonitorError::io(
+                "read",
+                path.display().to_string(),
+                std::io::Error::from(std::io::ErrorKind::NotFound),
+            )
         })
     }
 }

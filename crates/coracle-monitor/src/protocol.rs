@@ -247,7 +247,8 @@ impl Request {
             RESIZE => Ok(Self::Resize(get_size(payload)?)),
             SIGNAL => {
                 let (signal, rest) = payload.split_first_chunk::<4>().ok_or(short)?;
-                let kill_after = *rest.first_chunk::<8>().ok_or(MonitorError::Protocol("a signal is too short"))?;
+                let kill_after =
+                    *rest.first_chunk::<8>().ok_or(MonitorError::Protocol("a signal is too short"))?;
                 let stop = match i64::from_le_bytes(kill_after) {
                     STOP_NOT => None,
                     ms => Some(u64::try_from(ms).ok()),
@@ -322,15 +323,22 @@ impl Stream {
 }
 
 /// Sends one message and waits until it is taken.
-pub(crate) fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), MonitorError> {
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), MonitorError> {
     socket::send(socket, &[IoSlice::new(message)], fds, Wait::Block).map_err(lost_or("send to"))
 }
+
+/// A message and the descriptors that came with it.
+pub(crate) type Letter<'b> = (&'b [u8], Vec<OwnedFd>);
 
 /// Receives one message; `None` once the other side is gone.
 pub(crate) fn receive<'b>(
     socket: BorrowedFd<'_>,
     buffer: &'b mut [u8],
-) -> Result<Option<(&'b [u8], Vec<OwnedFd>)>, MonitorError> {
+) -> Result<Option<Letter<'b>>, MonitorError> {
     let got = socket::receive(socket, buffer, Wait::Block).map_err(lost_or("hear from"))?;
     Ok(buffer.get(..got.len).filter(|m| !m.is_empty()).map(|m| (m, got.fds)))
 }
@@ -357,7 +365,9 @@ fn put_size(out: &mut Vec<u8>, size: Size) {
 
 fn get_size(payload: &[u8]) -> Result<Size, MonitorError> {
     match payload {
-        [a, b, c, d, ..] => Ok(Size { rows: u16::from_le_bytes([*a, *b]), cols: u16::from_le_bytes([*c, *d]) }),
+        [a, b, c, d, ..] => {
+            Ok(Size { rows: u16::from_le_bytes([*a, *b]), cols: u16::from_le_bytes([*c, *d]) })
+        }
         _ => Err(MonitorError::Protocol("a size is too short")),
     }
 }
@@ -382,7 +392,8 @@ mod tests {
 
     #[test]
     fn requests_read_back_as_they_were_written() {
-        let attach = Attach { stdin: true, own: true, size: Size { rows: 24, cols: 300 }, ..Attach::default() };
+        let attach =
+            Attach { stdin: true, own: true, size: Size { rows: 24, cols: 300 }, ..Attach::default() };
         let exec = ExecRequest { args: vec!["sh".into()], tty: true, ..ExecRequest::default() };
         for request in [
             Request::Attach(attach),
@@ -420,7 +431,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in [&[][..], &[VERSION], &[VERSION + 1, FINISH], &[VERSION, 99], &[VERSION, SIGNAL, 1, 2, 3]] {
+        for bad in [&[][..], &[VERSION], &[VERSION + 1, FINISH], &[VERSION, 99], &[VERSION, SIGNAL, 1, 2, 3]]
+        {
             assert!(Request::decode(bad).is_err(), "{bad:?}");
         }
         for kind in [ATTACH, RESIZE, SIGNAL, FREEZE, UPDATE] {

@@ -58,14 +58,19 @@ impl Session {
             *self.stdin() = None;
         }
         loop {
-            let ready = wait(self, &pump, &input).map_err(|e| MonitorError::io("wait for", "input or output", e))?;
+            let ready =
+                wait(self, &pump, &input).map_err(|e| MonitorError::io("wait for", "input or output", e))?;
             if ready.signals {
                 forward(self, &pump)?;
             }
-            if ready.session && let Some(end) = take_output(self, &mut pump)? {
+            if ready.session
+                && let Some(end) = take_output(self, &mut pump)?
+            {
                 return Ok(PumpEnd::Exited(end));
             }
-            if ready.stdin && let Some(stdin) = pump.stdin {
+            if ready.stdin
+                && let Some(stdin) = pump.stdin
+            {
                 match input.fill(stdin).map_err(|e| MonitorError::io("read", "standard input", e))? {
                     Filled::Some => {}
                     Filled::Detach => return Ok(PumpEnd::Detached),
@@ -128,13 +133,15 @@ fn forward(session: &Session, pump: &Pump<'_>) -> Result<(), MonitorError> {
 }
 
 fn take_output(session: &mut Session, pump: &mut Pump<'_>) -> Result<Option<Exited>, MonitorError> {
-    match session.next()? {
+    match session.next_event()? {
         Event::Output(stream, bytes) => {
             let (to, name) = match stream {
                 Stream::Stdout => (&mut *pump.stdout, "standard output"),
                 Stream::Stderr => (&mut *pump.stderr, "standard error"),
             };
-            to.write_all(bytes).and_then(|()| to.flush()).map_err(|e| MonitorError::io("write to", name, e))?;
+            to.write_all(bytes)
+                .and_then(|()| to.flush())
+                .map_err(|e| MonitorError::io("write to", name, e))?;
             Ok(None)
         }
         Event::Exited(exited) => Ok(Some(exited)),

@@ -187,7 +187,8 @@ impl Monitor {
         let system = |what: &'static str| move |e: rustix::io::Errno| MonitorError::io("create", what, e);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("an epoll set"))?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).map_err(system("a timer"))?;
+        let timer =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).map_err(system("a timer"))?;
         let listener = listen(&settings.file("control.sock"))?;
         for (token, fd) in [(Token::Timer, &timer), (Token::Listener, &listener)] {
             epoll::add(&epoll, fd, EventData::new_u64(token.encode()), EventFlags::IN)
@@ -342,7 +343,11 @@ impl Monitor {
     fn tell_end(&mut self, restarting: bool) {
         let exit = Exit { stopped_by_user: self.machine.stopped_by_user(), ..self.exit.clone() };
         self.exit = exit.clone();
-        let status = if restarting { Status::Restarting { exit: exit.clone() } } else { Status::Exited { exit: exit.clone() } };
+        let status = if restarting {
+            Status::Restarting { exit: exit.clone() }
+        } else {
+            Status::Exited { exit: exit.clone() }
+        };
         self.write_state(status);
         if !restarting {
             // Whoever connected but was not let in yet hears the end too; nobody connects any more.
@@ -352,7 +357,9 @@ impl Monitor {
                 }
             }
             if self.listener.take().is_some() {
-                self.try_step(files::remove_file(&self.settings.file("control.sock")).map_err(MonitorError::from));
+                self.try_step(
+                    files::remove_file(&self.settings.file("control.sock")).map_err(MonitorError::from),
+                );
             }
         }
         self.send_end(&Exited { exit, restarting, marks: self.take_marks() });
@@ -397,7 +404,8 @@ impl Monitor {
     }
 
     fn write_state(&self, status: Status) {
-        let written = files::replace_json(&self.settings.file("state.json"), &self.state(status), Durability::Volatile);
+        let written =
+            files::replace_json(&self.settings.file("state.json"), &self.state(status), Durability::Volatile);
         self.try_step(written.map_err(MonitorError::from));
     }
 

@@ -136,10 +136,18 @@ impl Clients {
 
     /// Gives a message with a descriptor to one client. Descriptors are not queued: a client that gets one has
     /// just asked for it and reads the answer.
-    pub(super) fn send_with(&mut self, epoll: &OwnedFd, at: usize, message: &[u8], fd: Option<BorrowedFd<'_>>) {
+    pub(super) fn send_with(
+        &mut self,
+        epoll: &OwnedFd,
+        at: usize,
+        message: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) {
         let (Some(fd), Some(client)) = (fd, self.get(at)) else { return self.send(epoll, at, message) };
         let parts = [IoSlice::new(message)];
-        if !client.queue.is_empty() || socket::send(client.socket.as_fd(), &parts, &[fd], Wait::Never).is_err() {
+        if !client.queue.is_empty()
+            || socket::send(client.socket.as_fd(), &parts, &[fd], Wait::Never).is_err()
+        {
             self.drop(at);
         }
     }

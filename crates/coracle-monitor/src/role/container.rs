@@ -71,7 +71,8 @@ impl Monitor {
             let size = self.clients.wants(0).map(|w| w.size).unwrap_or_default();
             (None, Stdio::Terminal { rows: size.rows, cols: size.cols })
         } else {
-            let (ours, its) = streams::pipes(self.settings.open_stdin).map_err(setup("the container's streams"))?;
+            let (ours, its) =
+                streams::pipes(self.settings.open_stdin).map_err(setup("the container's streams"))?;
             (Some(ours), its)
         };
         let netns = self.netns.as_ref().map(OwnedFd::try_clone).transpose().map_err(setup("a descriptor"))?;
@@ -184,8 +185,10 @@ impl Monitor {
             && !watch.by_priority
         {
             let mut count = [0_u8; 8];
-            // An event counter that was read meanwhile says nothing new.
-            drop(rustix::io::read(&watch.fd, &mut count));
+            match rustix::io::read(&watch.fd, &mut count) {
+                // An event counter that was read meanwhile says nothing new.
+                Ok(_) | Err(_) => {}
+            }
         }
         match container.running.cgroup.oom_count() {
             Ok(n) => container.oom_killed |= n > container.oom_before,
@@ -265,7 +268,11 @@ impl Monitor {
     pub(super) fn freeze(&mut self, on: bool) -> Result<(), LaunchError> {
         let Some(container) = &mut self.container else { return Ok(()) };
         let cgroup = &container.running.cgroup;
-        if on { cgroup.freeze()? } else { cgroup.thaw()? }
+        if on {
+            cgroup.freeze()?;
+        } else {
+            cgroup.thaw()?;
+        }
         container.paused = on;
         let state = running_state(container);
         self.write_state(state);
@@ -305,7 +312,10 @@ impl Monitor {
 }
 
 fn set_oom_score(score: &str) -> io::Result<()> {
-    std::fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj")?.write_all(score.trim().as_bytes())
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open("/proc/self/oom_score_adj")?
+        .write_all(score.trim().as_bytes())
 }
 
 fn running_state(container: &Container) -> Status {

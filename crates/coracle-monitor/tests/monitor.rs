@@ -1,2 +1,0 @@
-//! The monitor as a process.
-fn main() {}
