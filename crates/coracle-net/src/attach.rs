@@ -5,8 +5,8 @@
 //! has to be moved or renamed. What is on the host is named after the container (`veth`, 8 digits of its id, 3 of
 //! the network's) and carries its full id as alias: leftovers can be told from strangers.
 //!
-//! Invariant: the lease is the first thing to come and the last to go. While it is there, its address, the ports
-//! that lead to it and the interface belong to its holder, and nobody else touches them.
+//! Invariant: the lease is the first thing to come and the last to go. While it is there, its address and the ports
+//! that lead to it belong to its holder, and nobody else touches them; when it goes, the interface is shut.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -106,9 +106,9 @@ fn connect_host(
     let failed = |e| NetError::kernel("create veth", veth.host, e);
     let mut made = make_pair(route, veth, address);
     if matches!(&made, Err(e) if e.raw_os_error() == Some(Errno::EXIST.raw_os_error())) {
-        // Left by an earlier run of this container that was killed.
+        // Left by an earlier run of this container, whose namespace has not ended yet, or ends just now.
         let left = link::find(route, veth.host).map_err(failed)?;
-        if left.is_some_and(|l| l.alias == id.as_str()) {
+        if left.is_none_or(|l| l.alias == id.as_str()) {
             link::delete(route, veth.host).map_err(failed)?;
             made = make_pair(route, veth, address);
         }
@@ -167,6 +167,9 @@ fn connect_inside(
 
 /// Detaches a container from all its networks and withdraws its published ports. Every step is tried; returns
 /// what failed. Fine if it was done before.
+///
+/// Its veth pairs are shut, not deleted: deleting one waits for all processors, 25 ms measured, and the kernel does
+/// it by itself when the container's namespace ends.
 #[must_use]
 pub fn detach(dirs: &Dirs, state: &NetworkState, id: &ContainerId) -> Vec<NetError> {
     let mut errors = Vec::new();
@@ -200,12 +203,12 @@ fn unmake(dirs: &Dirs, end: &End<'_>, id: &ContainerId, errors: &mut Vec<NetErro
         attempt(forget_connections(end));
     }
     if let Some(host) = end.host {
-        let deleted = open(Family::Route).and_then(|route| {
-            link::delete(&route, host).map_err(|e| NetError::kernel("delete veth", host, e))
+        let shut = open(Family::Route).and_then(|route| {
+            link::shut_port(&route, host).map_err(|e| NetError::kernel("shut bridge port", host, e))
         });
-        attempt(deleted);
+        attempt(shut);
     }
-    // A lease is kept as long as something of it may be there; `cleanup` tries again.
+    // A lease is kept as long as something of it may work; `cleanup` tries again.
     if errors.len() == failures_before && is_ours {
         errors.extend(lease::release(dirs, end.network, end.address, id).err());
     }

@@ -110,6 +110,24 @@ fn an_address_moves_to_another_container_at_once() {
 }
 
 #[test]
+fn a_container_comes_back_while_its_old_namespace_lives() {
+    let Some(world) = world() else { return };
+    let first = world.container();
+    for detached in [true, false] {
+        if detached {
+            assert_eq!(world.detach(&first), [""; 0]);
+        }
+        let namespace = Namespace::create().unwrap();
+        let again =
+            world.on_host(|| attach(&world.dirs, &world.network(), &request(&first.id, &namespace))).unwrap();
+        assert_eq!(again.host_interface, first.endpoint.host_interface);
+        serving(&namespace, 80, || {
+            assert_eq!(ask(&world.host, &text(again.address), 80).unwrap(), "10.88.0.1");
+        });
+    }
+}
+
+#[test]
 fn neighbours_of_the_host_reach_containers_by_published_ports_only() {
     let Some(world) = world() else { return };
     let server = world.container();
@@ -162,8 +180,13 @@ fn detaching_leaves_nothing_and_can_be_repeated() {
     };
     assert_eq!(world.detach(&container), [""; 0]);
     assert_eq!(world.rules(), empty);
-    assert!(!world.on_host(|| run("ip -br link")).contains("veth"));
     assert!(world.leases().is_empty());
+    // Its interface is as good as gone, and goes with the namespace; or before, if somebody tidies up.
+    let link = format!("ip -d link show dev {}", container.endpoint.host_interface);
+    let shown = world.on_host(|| run(&link));
+    assert!(shown.contains("bridge_slave state disabled"), "{shown}");
+    assert!(world.on_host(|| cleanup(&world.dirs, &|_| false)).is_empty());
+    assert!(!world.on_host(|| run("ip -br link")).contains("veth"));
     // The address is another's now, and stays it.
     let next = world.container();
     let _ports = world.publish_again(&next, &["8080:80"]);
