@@ -147,6 +147,16 @@ impl Store {
         self.read(|tx| list(self, tx))
     }
 
+    /// Unpacked bytes of each layer of a chain, in its order; 0 for one that is not there.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn chain_sizes(&self, chain: &[DiffId]) -> Result<Vec<u64>, StoreError> {
+        let sizes = self.read(|tx| layer_sizes(self, tx))?;
+        let size = |layer: &DiffId| LayerId::parse(layer.as_str()).and_then(|id| sizes.get(&id).copied());
+        Ok(chain.iter().map(|layer| size(layer).unwrap_or(0)).collect())
+    }
+
     /// Names that point to the image with this id, tags and digests.
     ///
     /// # Errors

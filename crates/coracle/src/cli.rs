@@ -91,7 +91,12 @@ pub(crate) const GLOBAL: &[Flag] = &[
     text("log-level", Some('l'), "string", "Accepted for Docker's sake"),
     text("root", None, "path", "Directory of durable state (default /var/lib/coracle; $CORACLE_DATA_DIR)"),
     text("data-dir", None, "path", "The same as --root"),
-    text("run-dir", None, "path", "Directory of state that a reboot ends (default /run/coracle; $CORACLE_RUN_DIR)"),
+    text(
+        "run-dir",
+        None,
+        "path",
+        "Directory of state that a reboot ends (default /run/coracle; $CORACLE_RUN_DIR)",
+    ),
     on("timings", None, "Print the times of the command's own steps"),
     on("version", Some('v'), "Print the version and quit"),
 ];
@@ -182,7 +187,8 @@ fn group_or_overview(words: &[String], table: &'static [&'static Command]) -> Re
 fn unknown(word: &str, table: &'static [&'static Command]) -> Failure {
     let firsts = table.iter().flat_map(|c| names(c)).filter_map(|n| n.split(' ').next());
     let guess = closest(word, firsts).map_or_else(String::new, |c| format!("did you mean '{c}'? "));
-    Failure::new(1, format!("unknown command: coracle {word}")).with_hint(format!("{guess}See 'coracle --help'."))
+    Failure::new(1, format!("unknown command: coracle {word}"))
+        .with_hint(format!("{guess}See 'coracle --help'."))
 }
 
 fn check_count(command: &Command, got: usize) -> Result<(), Failure> {
@@ -197,8 +203,11 @@ fn check_count(command: &Command, got: usize) -> Result<(), Failure> {
         }
         _ => return Ok(()),
     };
-    Err(Failure::new(1, format!("'coracle {}' {complaint}", command.name()))
-        .with_hint(format!("Usage: {}. See 'coracle {} --help'.", command.usage(), command.name())))
+    Err(Failure::new(1, format!("'coracle {}' {complaint}", command.name())).with_hint(format!(
+        "Usage: {}. See 'coracle {} --help'.",
+        command.usage(),
+        command.name()
+    )))
 }
 
 /// Writing to a `String` cannot fail.
@@ -297,7 +306,8 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i + 1];
         for (j, y) in b.iter().enumerate() {
             let at = |cells: &[usize], place: usize| cells.get(place).copied().unwrap_or(usize::MAX - 1);
-            let mut best = (at(&last, j) + usize::from(x != y)).min(at(&row, j) + 1).min(at(&last, j + 1) + 1);
+            let mut best =
+                (at(&last, j) + usize::from(x != y)).min(at(&row, j) + 1).min(at(&last, j + 1) + 1);
             let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
             if swapped {
                 best = best.min(at(&before, j - 1) + 1);
@@ -346,7 +356,10 @@ mod tests {
     #[test]
     fn wrong_command_lines_say_what_and_where_to_look() {
         assert_eq!(path("frobnicate"), "1: unknown command: coracle frobnicate / See 'coracle --help'.");
-        assert_eq!(path("imags"), "1: unknown command: coracle imags / did you mean 'images'? See 'coracle --help'.");
+        assert_eq!(
+            path("imgaes"),
+            "1: unknown command: coracle imgaes / did you mean 'images'? See 'coracle --help'."
+        );
         assert_eq!(path("run --nosuchflag x"), "125: unknown flag: --nosuchflag / See 'coracle run --help'.");
         assert_eq!(path("ps --nosuchflag"), "1: unknown flag: --nosuchflag / See 'coracle ps --help'.");
         assert_eq!(
@@ -366,7 +379,11 @@ mod tests {
         assert_eq!(path("volume"), "Usage:  coracle volume COMMAND");
         assert_eq!(path("help"), "Usage:  coracle [OPTIONS] COMMAND");
         for command in ALL {
-            assert!(super::help(command).contains("Example:\n  coracle "), "{} needs an example", command.path);
+            assert!(
+                super::help(command).contains("Example:\n  coracle "),
+                "{} needs an example",
+                command.path
+            );
         }
     }
 

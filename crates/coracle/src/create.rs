@@ -66,7 +66,11 @@ pub(crate) fn read(parsed: &Parsed, outside: &Outside<'_>, detached: bool) -> Pa
         );
     }
     if parsed.text("volume-driver").is_some_and(|d| d != "local" && !d.is_empty()) {
-        return Err(invalid(parsed.text("volume-driver").unwrap_or(""), "volume-driver", "the only driver is local"));
+        return Err(invalid(
+            parsed.text("volume-driver").unwrap_or(""),
+            "volume-driver",
+            "the only driver is local",
+        ));
     }
     let network = network::read(parsed, &mut warnings)?;
     let spec = CreateSpec {
@@ -74,9 +78,9 @@ pub(crate) fn read(parsed: &Parsed, outside: &Outside<'_>, detached: bool) -> Pa
         name: owned(parsed, "name"),
         platform: owned(parsed, "platform"),
         pull: pull(parsed)?,
-        entrypoint: parsed.text("entrypoint").map(|e| {
-            if e.is_empty() { Vec::new() } else { vec![e.to_owned()] }
-        }),
+        entrypoint: parsed
+            .text("entrypoint")
+            .map(|e| if e.is_empty() { Vec::new() } else { vec![e.to_owned()] }),
         cmd: parsed.args.get(1..).unwrap_or(&[]).to_vec(),
         env: env::read(parsed, outside)?,
         working_dir: working_dir(parsed)?,

@@ -197,7 +197,8 @@ impl Reader<'_> {
                 }
                 return Err(Usage::wrong(format!("unknown shorthand flag: '{short}' in {word}")));
             };
-            if let Some(value) = rest.strip_prefix('=').filter(|_| rest.len() > 1 || flag.kind != Kind::Bool) {
+            if let Some(value) = rest.strip_prefix('=').filter(|_| rest.len() > 1 || flag.kind != Kind::Bool)
+            {
                 return self.take(flag, value.to_owned());
             }
             if flag.kind == Kind::Bool {
@@ -279,7 +280,10 @@ mod tests {
     #[test]
     fn flags_may_follow_arguments_where_the_command_allows() {
         let p = read(true, "a --name x b -d").unwrap();
-        assert_eq!((p.args.join(" "), p.text("name"), p.is_on("detach")), ("a b".to_owned(), Some("x"), true));
+        assert_eq!(
+            (p.args.join(" "), p.text("name"), p.is_on("detach")),
+            ("a b".to_owned(), Some("x"), true)
+        );
         let p = read(true, "a -- -d").unwrap();
         assert_eq!(p.args, ["a", "-d"]);
         assert_eq!(read(false, "--net host x").unwrap().text("network"), Some("host"));

@@ -44,7 +44,9 @@ fn restart(text: &str) -> Parse<RestartPolicy> {
         }
     };
     if name != "on-failure" && most.is_some_and(|m| m != 0) {
-        return Err("invalid restart policy: maximum retry count can only be used with 'on-failure'".to_owned());
+        return Err(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'".to_owned()
+        );
     }
     match name {
         "" | "no" => Ok(RestartPolicy::No),

@@ -7,7 +7,8 @@ use super::{Parse, invalid, owned};
 use crate::cli::flags::Parsed;
 
 pub(super) fn read(parsed: &Parsed) -> Parse<Resources> {
-    let nano_cpus = parsed.text("cpus").map(|t| billionths(t).map_err(|e| invalid(t, "cpus", e))).transpose()?;
+    let nano_cpus =
+        parsed.text("cpus").map(|t| billionths(t).map_err(|e| invalid(t, "cpus", e))).transpose()?;
     let (cpu_period_us, cpu_quota_us) =
         (positive(parsed, "cpu-period")?, integer(parsed, "cpu-quota")?.filter(|n| *n != 0));
     if nano_cpus.is_some_and(|n| n > 0) {
@@ -44,7 +45,9 @@ fn swap(parsed: &Parsed) -> Parse<Option<i64>> {
         return Ok(Some(-1));
     }
     bytes(parsed, "memory-swap")?
-        .map(|n| i64::try_from(n).map_err(|e| invalid(parsed.text("memory-swap").unwrap_or(""), "memory-swap", e)))
+        .map(|n| {
+            i64::try_from(n).map_err(|e| invalid(parsed.text("memory-swap").unwrap_or(""), "memory-swap", e))
+        })
         .transpose()
 }
 
@@ -63,12 +66,30 @@ fn cpuset(parsed: &Parsed, long: &str) -> Parse<Option<String>> {
         Some((a, b)) => number(a) && number(b),
         None => number(part),
     });
-    if good { Ok(Some(text)) } else { Err(format!("invalid {long}: '{text}': want numbers such as 0-3 or 0,1")) }
+    if good {
+        Ok(Some(text))
+    } else {
+        Err(format!("invalid {long}: '{text}': want numbers such as 0-3 or 0,1"))
+    }
 }
 
 const ULIMITS: &[&str] = &[
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
-    "rtprio", "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 /// One for each name; the last one counts.
@@ -95,7 +116,9 @@ fn ulimit(text: &str) -> Parse<Ulimit> {
         [both] => (parse_integer(both)?, parse_integer(both)?),
         [soft, hard] => (parse_integer(soft)?, parse_integer(hard)?),
         _ => {
-            return Err(format!("too many limit value arguments - {values}, can only have up to two, `soft[:hard]`"));
+            return Err(format!(
+                "too many limit value arguments - {values}, can only have up to two, `soft[:hard]`"
+            ));
         }
     };
     if hard != -1 && (soft == -1 || soft > hard) {
@@ -137,7 +160,11 @@ fn device(text: &str) -> Parse<DeviceSpec> {
             return Err(wrong(format!("{path} is not an absolute path")));
         }
     }
-    Ok(DeviceSpec { host: host.to_owned(), container: container.to_owned(), permissions: permissions.to_owned() })
+    Ok(DeviceSpec {
+        host: host.to_owned(),
+        container: container.to_owned(),
+        permissions: permissions.to_owned(),
+    })
 }
 
 /// `c 10:229 rwm`.

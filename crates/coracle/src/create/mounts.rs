@@ -229,10 +229,16 @@ fn fields(text: &str) -> Parse<Fields> {
             Some((key, value)) => (key.trim().to_ascii_lowercase(), Some(value)),
             None => (field.trim().to_ascii_lowercase(), None),
         };
-        if value.is_none() && !matches!(key.as_str(), "readonly" | "ro" | "volume-nocopy" | "bind-nonrecursive" | "bind-create-src") {
+        if value.is_none()
+            && !matches!(
+                key.as_str(),
+                "readonly" | "ro" | "volume-nocopy" | "bind-nonrecursive" | "bind-create-src"
+            )
+        {
             return Err(format!("invalid field '{field}' must be a key=value pair"));
         }
-        field_of(&mut out, &key, value).map_err(|e| e.unwrap_or_else(|| format!("unknown option '{key}' in '{field}'")))?;
+        field_of(&mut out, &key, value)
+            .map_err(|e| e.unwrap_or_else(|| format!("unknown option '{key}' in '{field}'")))?;
     }
     Ok(out)
 }
@@ -261,9 +267,15 @@ fn field_of(out: &mut Fields, key: &str, value: Option<&str>) -> Result<(), Opti
             "enabled" | "writable" => {}
             "disabled" => out.not_recursive = true,
             "readonly" => {
-                return Err(Some("bind-recursive=readonly is not supported; \"ro\" covers the mount itself".to_owned()));
+                return Err(Some(
+                    "bind-recursive=readonly is not supported; \"ro\" covers the mount itself".to_owned(),
+                ));
             }
-            other => return Err(Some(format!("invalid value for {key}: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"))),
+            other => {
+                return Err(Some(format!(
+                    "invalid value for {key}: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
+                )));
+            }
         },
         "bind-create-src" => out.create_source = boolean(key, value)?,
         "volume-nocopy" => out.no_copy = boolean(key, value)?,
@@ -271,14 +283,17 @@ fn field_of(out: &mut Fields, key: &str, value: Option<&str>) -> Result<(), Opti
         "volume-label" => pair(&mut out.labels),
         "volume-opt" => pair(&mut out.options),
         "volume-driver" if matches!(text.as_str(), "" | "local") => {}
-        "volume-driver" => return Err(Some(format!("volume driver \"{text}\" is not there; the only one is local"))),
+        "volume-driver" => {
+            return Err(Some(format!("volume driver \"{text}\" is not there; the only one is local")));
+        }
         "tmpfs-size" => {
             let bytes = coracle_base::units::parse_size(&text)
                 .ok_or_else(|| Some(format!("invalid value for {key}: {text}")))?;
             out.memory.push(format!("size={bytes}"));
         }
         "tmpfs-mode" => {
-            u32::from_str_radix(&text, 8).map_err(|_unused| Some(format!("invalid value for {key}: {text}")))?;
+            u32::from_str_radix(&text, 8)
+                .map_err(|_unused| Some(format!("invalid value for {key}: {text}")))?;
             out.memory.push(format!("mode={text}"));
         }
         _ => return Err(None),
@@ -324,7 +339,8 @@ fn long_form(text: &str, outside: &Outside<'_>) -> Parse<MountRequest> {
             if !name.is_empty() {
                 check_volume_name(&name).map_err(config)?;
             }
-            let volume = MountSource::Volume { anonymous: name.is_empty(), name, subpath: fields.subpath.clone() };
+            let volume =
+                MountSource::Volume { anonymous: name.is_empty(), name, subpath: fields.subpath.clone() };
             Ok(MountRequest {
                 no_copy: fields.no_copy,
                 volume_labels: fields.labels.clone(),
@@ -345,9 +361,34 @@ fn long_form(text: &str, outside: &Outside<'_>) -> Parse<MountRequest> {
 
 /// Flags and options with a value that tmpfs takes.
 const TMPFS_FLAGS: &[&str] = &[
-    "ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "sync", "async", "dirsync", "mand",
-    "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
-    "nostrictatime", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable",
+    "ro",
+    "rw",
+    "exec",
+    "noexec",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "sync",
+    "async",
+    "dirsync",
+    "mand",
+    "nomand",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
     "runbindable",
 ];
 const TMPFS_VALUES: &[&str] = &["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge"];

@@ -58,7 +58,10 @@ fn connection(parsed: &Parsed) -> Parse<(NetworkMode, Vec<AttachmentSpec>)> {
         match special {
             Some(special) if given.len() == 1 => mode = special,
             Some(_) => {
-                return Err("conflicting options: cannot attach both user-defined and non-user-defined network-modes".to_owned());
+                return Err(
+                    "conflicting options: cannot attach both user-defined and non-user-defined network-modes"
+                        .to_owned(),
+                );
             }
             None if attachments.iter().any(|a| a.network == attachment.network) => {
                 return Err(format!("network \"{}\" is specified multiple times", attachment.network));
@@ -82,7 +85,11 @@ fn named(network: &str) -> AttachmentSpec {
 /// `name` or `name=…,alias=…,ip=…,mac-address=…`.
 fn attachment(text: &str) -> Parse<AttachmentSpec> {
     if !text.contains('=') {
-        return if text.is_empty() { Err(invalid(text, "network", "network name is empty")) } else { Ok(named(text)) };
+        return if text.is_empty() {
+            Err(invalid(text, "network", "network name is empty"))
+        } else {
+            Ok(named(text))
+        };
     }
     let mut out = named("");
     for field in text.split(',') {
@@ -147,8 +154,13 @@ fn address(text: &str) -> Parse<Ipv4Addr> {
 
 fn mac(text: &str) -> Parse<String> {
     let parts: Vec<&str> = text.split([':', '-']).collect();
-    let good = parts.len() == 6 && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
-    if good { Ok(parts.join(":").to_ascii_lowercase()) } else { Err(format!("{text} is not a valid mac address")) }
+    let good =
+        parts.len() == 6 && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+    if good {
+        Ok(parts.join(":").to_ascii_lowercase())
+    } else {
+        Err(format!("{text} is not a valid mac address"))
+    }
 }
 
 fn dns(text: &str) -> Parse<String> {

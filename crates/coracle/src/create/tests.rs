@@ -65,7 +65,10 @@ fn options_end_at_the_image() {
     assert_eq!(spec("-d x").attach, Vec::<String>::new());
     assert_eq!(spec("-a STDERR x").attach, ["stderr"]);
     fails("-d -a stdout x", "conflicting options: cannot specify both --attach and --detach");
-    fails("-a foo x", "invalid argument \"foo\" for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR");
+    fails(
+        "-a foo x",
+        "invalid argument \"foo\" for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR",
+    );
 }
 
 #[test]
@@ -80,7 +83,8 @@ fn the_environment_is_files_first_and_takes_values_of_the_caller() {
 
 #[test]
 fn process_options() {
-    let s = spec("-u 1000:1000 -w /srv --entrypoint sh -h box --domainname d --group-add audio --init x -c true");
+    let s =
+        spec("-u 1000:1000 -w /srv --entrypoint sh -h box --domainname d --group-add audio --init x -c true");
     assert_eq!(s.user.as_deref(), Some("1000:1000"));
     assert_eq!(s.entrypoint, Some(vec!["sh".to_owned()]));
     assert_eq!((s.hostname.as_deref(), s.working_dir.as_deref()), (Some("box"), Some("/srv")));
@@ -114,19 +118,26 @@ fn ports_have_many_forms() {
     assert_eq!(ports("-p 8000-8001:80-81"), [port(80, None, 8000, 8000), port(81, None, 8001, 8001)]);
     assert_eq!(ports("-p 53:53/udp")[0].protocol, Protocol::Udp);
     assert_eq!(ports("--publish published=8080,target=80"), [port(80, None, 8080, 8080)]);
-    assert_eq!(spec("-p 80 --expose 443 --expose 5-6/udp x").network.exposed, ["443/tcp", "5/udp", "6/udp", "80/tcp"]);
+    assert_eq!(
+        spec("-p 80 --expose 443 --expose 5-6/udp x").network.exposed,
+        ["443/tcp", "5/udp", "6/udp", "80/tcp"]
+    );
 }
 
 #[test]
 fn wrong_ports_are_named() {
-    let flag = |value: &str, why: &str| format!("invalid argument \"{value}\" for \"-p, --publish\" flag: {why}");
+    let flag =
+        |value: &str, why: &str| format!("invalid argument \"{value}\" for \"-p, --publish\" flag: {why}");
     fails("-p abc x", &flag("abc", "invalid containerPort: abc"));
     fails("-p abc:80 x", &flag("abc:80", "invalid hostPort: abc"));
     fails("-p 70000 x", &flag("70000", "invalid containerPort: 70000"));
     fails("-p 80/foo x", &flag("80/foo", "invalid proto: foo"));
     fails("-p 1.2.3:80:80 x", &flag("1.2.3:80:80", "invalid IP address: 1.2.3"));
     fails("-p 80: x", &flag("80:", "no port specified: 80:<empty>"));
-    fails("-p 1-3:1-2 x", &flag("1-3:1-2", "invalid ranges specified for container and host Ports: 1-2 and 1-3"));
+    fails(
+        "-p 1-3:1-2 x",
+        &flag("1-3:1-2", "invalid ranges specified for container and host Ports: 1-2 and 1-3"),
+    );
     fails("--expose a:b x", "invalid port format for --expose: a:b");
     fails("--expose a x", "invalid range format for --expose: a, error: invalid port range: a");
 }
@@ -139,7 +150,9 @@ fn volumes_are_binds_names_or_anonymous() {
     assert_eq!(m.spec.mode, "ro");
     assert!(matches!(&m.spec.source, MountSource::Bind { path, recursive: true, .. } if path == "/h"));
     let m = &mounts("-v ./src:/src:z,rshared")[0];
-    assert!(matches!(&m.spec.source, MountSource::Bind { path, propagation, .. } if path == "/work/dir/src" && propagation == "rshared"));
+    assert!(
+        matches!(&m.spec.source, MountSource::Bind { path, propagation, .. } if path == "/work/dir/src" && propagation == "rshared")
+    );
     let m = &mounts("-v data:/data/:nocopy")[0];
     assert!(m.no_copy && m.spec.target == "/data");
     assert!(matches!(&m.spec.source, MountSource::Volume { name, anonymous: false, .. } if name == "data"));
@@ -156,7 +169,9 @@ fn volumes_are_binds_names_or_anonymous() {
     );
     fails("-v /a:/c -v /b:/c x", "Duplicate mount point: /c");
     fails("-v a:b:c:d x", "invalid volume specification: 'a:b:c:d'");
-    assert!(wanted("-v a/b:/c x").unwrap_err().contains("includes invalid characters for a local volume name"));
+    assert!(
+        wanted("-v a/b:/c x").unwrap_err().contains("includes invalid characters for a local volume name")
+    );
 }
 
 #[test]
@@ -165,11 +180,16 @@ fn the_long_form_of_mounts() {
     let m = mount("type=bind,source=/a,target=/b,readonly,bind-propagation=rslave");
     assert!(!m.create_source && m.spec.read_only);
     assert!(matches!(m.spec.source, MountSource::Bind { propagation, .. } if propagation == "rslave"));
-    let m = mount("source=vol,dst=/b,volume-nocopy,volume-opt=type=tmpfs,volume-opt=device=tmpfs,volume-label=a=b");
+    let m = mount(
+        "source=vol,dst=/b,volume-nocopy,volume-opt=type=tmpfs,volume-opt=device=tmpfs,volume-label=a=b",
+    );
     assert!(m.no_copy);
     assert_eq!((m.volume_options["device"].as_str(), m.volume_labels["a"].as_str()), ("tmpfs", "b"));
     let m = mount("type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=1770");
-    assert_eq!(m.spec.source, MountSource::Tmpfs { options: vec!["size=67108864".into(), "mode=1770".into()] });
+    assert_eq!(
+        m.spec.source,
+        MountSource::Tmpfs { options: vec!["size=67108864".into(), "mode=1770".into()] }
+    );
     let m = mount("type=volume,target=/b,volume-subpath=s,src=vol,\"volume-opt=o=a,b\",volume-opt=device=d");
     assert_eq!(m.volume_options["o"], "a,b");
     let flag = |value: &str, why: &str| format!("invalid argument \"{value}\" for \"--mount\" flag: {why}");
@@ -178,9 +198,15 @@ fn the_long_form_of_mounts() {
     fails("--mount a=b,dst=/x x", &flag("a=b,dst=/x", "unknown option 'a' in 'a=b'"));
     fails(
         "--mount type=bind,src=/a,dst=/b,volume-nocopy x",
-        &flag("type=bind,src=/a,dst=/b,volume-nocopy", "cannot mix 'volume-*' options with mount type 'bind'"),
+        &flag(
+            "type=bind,src=/a,dst=/b,volume-nocopy",
+            "cannot mix 'volume-*' options with mount type 'bind'",
+        ),
     );
-    fails("--mount type=foo,dst=/x x", &flag("type=foo,dst=/x", "invalid mount config for type \"foo\": mount type unknown"));
+    fails(
+        "--mount type=foo,dst=/x x",
+        &flag("type=foo,dst=/x", "invalid mount config for type \"foo\": mount type unknown"),
+    );
     fails("--mount dst=/x,ro=maybe x", &flag("dst=/x,ro=maybe", "invalid value for ro: maybe"));
 }
 
@@ -188,7 +214,10 @@ fn the_long_form_of_mounts() {
 fn memory_file_systems() {
     let m = spec("--tmpfs /run:size=64m,noexec --read-only x");
     assert!(m.security.readonly_rootfs);
-    assert_eq!(m.mounts[0].spec.source, MountSource::Tmpfs { options: vec!["size=64m".into(), "noexec".into()] });
+    assert_eq!(
+        m.mounts[0].spec.source,
+        MountSource::Tmpfs { options: vec!["size=64m".into(), "noexec".into()] }
+    );
     fails("--tmpfs /run:bogus x", "Invalid tmpfs option [\"bogus\"]");
 }
 
@@ -203,9 +232,15 @@ fn limits_are_read_as_docker_reads_them() {
     assert_eq!(spec("--pids-limit 0 x").resources.pids_limit, None);
     fails("-m x y", "invalid argument \"x\" for \"-m, --memory\" flag: invalid size: 'x'");
     fails("--cpus x y", "invalid argument \"x\" for \"--cpus\" flag: failed to parse x as a rational number");
-    fails("--cpus 0.0000000001 y", "invalid argument \"0.0000000001\" for \"--cpus\" flag: value is too precise");
+    fails(
+        "--cpus 0.0000000001 y",
+        "invalid argument \"0.0000000001\" for \"--cpus\" flag: value is too precise",
+    );
     fails("--cpus 1 --cpu-quota 5 y", "Conflicting options: Nano CPUs and CPU Quota cannot both be set");
-    fails("--pids-limit x y", "invalid argument \"x\" for \"--pids-limit\" flag: strconv.ParseInt: parsing \"x\": invalid syntax");
+    fails(
+        "--pids-limit x y",
+        "invalid argument \"x\" for \"--pids-limit\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+    );
     fails("--oom-score-adj 2000 y", "Invalid value 2000, range for oom score adj is [-1000, 1000]");
 }
 
@@ -220,8 +255,14 @@ fn ulimits_and_devices() {
     let flag = |value: &str, why: &str| format!("invalid argument \"{value}\" for \"--ulimit\" flag: {why}");
     fails("--ulimit x y", &flag("x", "invalid ulimit argument: x"));
     fails("--ulimit foo=1 y", &flag("foo=1", "invalid ulimit type: foo"));
-    fails("--ulimit nofile=5:3 y", &flag("nofile=5:3", "ulimit soft limit must be less than or equal to hard limit: 5 > 3"));
-    fails("--device /dev/a:/dev/b:xyz y", "invalid argument \"/dev/a:/dev/b:xyz\" for \"--device\" flag: bad mode specified: xyz");
+    fails(
+        "--ulimit nofile=5:3 y",
+        &flag("nofile=5:3", "ulimit soft limit must be less than or equal to hard limit: 5 > 3"),
+    );
+    fails(
+        "--device /dev/a:/dev/b:xyz y",
+        "invalid argument \"/dev/a:/dev/b:xyz\" for \"--device\" flag: bad mode specified: xyz",
+    );
     fails("--device dev y", "invalid argument \"dev\" for \"--device\" flag: dev is not an absolute path");
 }
 
@@ -235,11 +276,17 @@ fn rights() {
     assert_eq!(s.sysctls["net.core.somaxconn"], "5");
     assert_eq!(spec("--security-opt seccomp:unconfined x").security.seccomp, SeccompChoice::Unconfined);
     fails("--security-opt foo x", "invalid --security-opt: \"foo\"");
-    fails("--security-opt seccomp=/none x", "opening seccomp profile (/none) failed: open /none: no such file or directory");
+    fails(
+        "--security-opt seccomp=/none x",
+        "opening seccomp profile (/none) failed: open /none: no such file or directory",
+    );
     fails("--pid x y", "--pid: invalid PID mode");
     fails("--ipc x y", "--ipc: invalid IPC mode");
     fails("--userns x y", "--userns: invalid USER mode");
-    fails("--sysctl kernel.panic=1 y", "invalid argument \"kernel.panic=1\" for \"--sysctl\" flag: sysctl 'kernel.panic=1' is not allowed");
+    fails(
+        "--sysctl kernel.panic=1 y",
+        "invalid argument \"kernel.panic=1\" for \"--sysctl\" flag: sysctl 'kernel.panic=1' is not allowed",
+    );
 }
 
 #[test]
@@ -256,12 +303,21 @@ fn connections() {
     assert_eq!(n.extra_hosts, ["h:1.2.3.4", "g:host-gateway"]);
     let n = spec("--network name=back,alias=a,ip=10.1.0.9 --network front x").network;
     assert_eq!(n.attachments.iter().map(|a| a.network.as_str()).collect::<Vec<_>>(), ["back", "front"]);
-    fails("--network host --network a x", "conflicting options: cannot attach both user-defined and non-user-defined network-modes");
+    fails(
+        "--network host --network a x",
+        "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+    );
     fails("--network container: x", "invalid container format container:<name|id>");
-    fails("--network container:a -p 80 x", "conflicting options: port publishing and the container type network mode");
+    fails(
+        "--network container:a -p 80 x",
+        "conflicting options: port publishing and the container type network mode",
+    );
     fails("--dns x y", "invalid argument \"x\" for \"--dns\" flag: IP address is not correctly formatted: x");
     fails("--add-host h y", "invalid argument \"h\" for \"--add-host\" flag: bad format for add-host: \"h\"");
-    fails("--add-host h:x y", "invalid argument \"h:x\" for \"--add-host\" flag: invalid IP address in add-host: \"x\"");
+    fails(
+        "--add-host h:x y",
+        "invalid argument \"h:x\" for \"--add-host\" flag: invalid IP address in add-host: \"x\"",
+    );
     fails("--mac-address x y", "x is not a valid mac address");
     let warned = wanted("--network host -p 80:80 x").unwrap().warnings;
     assert_eq!(warned, ["Published ports are discarded when using host network mode"]);
@@ -274,12 +330,24 @@ fn care() {
     assert_eq!(restart("unless-stopped"), RestartPolicy::UnlessStopped);
     assert_eq!(restart("on-failure:3"), RestartPolicy::OnFailure { retries_max: 3 });
     assert_eq!(restart("on-failure"), RestartPolicy::OnFailure { retries_max: 0 });
-    fails("--restart sometimes x", "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'");
-    fails("--restart always:3 x", "invalid restart policy: maximum retry count can only be used with 'on-failure'");
-    fails("--restart on-failure:x x", "invalid restart policy format: maximum retry count must be an integer");
+    fails(
+        "--restart sometimes x",
+        "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+    );
+    fails(
+        "--restart always:3 x",
+        "invalid restart policy: maximum retry count can only be used with 'on-failure'",
+    );
+    fails(
+        "--restart on-failure:x x",
+        "invalid restart policy format: maximum retry count must be an integer",
+    );
     fails("--restart always --rm x", "conflicting options: cannot specify both --restart and --rm");
-    let s = spec("--log-opt max-size=1m --log-opt max-file=2 --stop-signal SIGINT --stop-timeout 3 x").lifecycle;
-    let LogSpec::JsonFile { size_max_bytes, files_max, .. } = s.log else { panic!("json-file is the default") };
+    let s =
+        spec("--log-opt max-size=1m --log-opt max-file=2 --stop-signal SIGINT --stop-timeout 3 x").lifecycle;
+    let LogSpec::JsonFile { size_max_bytes, files_max, .. } = s.log else {
+        panic!("json-file is the default")
+    };
     assert_eq!((size_max_bytes, files_max), (1 << 20, 2));
     assert_eq!((s.stop_signal.as_str(), s.stop_timeout_s), ("SIGINT", Some(3)));
     assert_eq!(spec("--log-driver none x").lifecycle.log, LogSpec::None);
@@ -291,17 +359,32 @@ fn care() {
 #[test]
 fn health_checks_are_kept() {
     let check = spec("--health-cmd true --health-interval 1s --health-retries 2 x").lifecycle.healthcheck;
-    assert_eq!(check.unwrap(), serde_json::json!({"Test": ["CMD-SHELL", "true"], "Interval": 1_000_000_000, "Retries": 2}));
-    assert_eq!(spec("--no-healthcheck x").lifecycle.healthcheck.unwrap(), serde_json::json!({"Test": ["NONE"]}));
+    assert_eq!(
+        check.unwrap(),
+        serde_json::json!({"Test": ["CMD-SHELL", "true"], "Interval": 1_000_000_000, "Retries": 2})
+    );
+    assert_eq!(
+        spec("--no-healthcheck x").lifecycle.healthcheck.unwrap(),
+        serde_json::json!({"Test": ["NONE"]})
+    );
     fails("--no-healthcheck --health-cmd x y", "--no-healthcheck conflicts with --health-* options");
-    fails("--health-interval x y", "invalid argument \"x\" for \"--health-interval\" flag: time: invalid duration \"x\"");
+    fails(
+        "--health-interval x y",
+        "invalid argument \"x\" for \"--health-interval\" flag: time: invalid duration \"x\"",
+    );
 }
 
 #[test]
 fn labels_and_what_is_not_offered() {
     let s = spec("-l a=1 --label b --annotation c=d x");
     assert_eq!((s.labels["a"].as_str(), s.labels["b"].as_str(), s.annotations["c"].as_str()), ("1", "", "d"));
-    fails("--storage-opt size=1g x", "--storage-opt is not supported: the root file system has no size limit; use a volume on a file system with one");
-    fails("--volume-driver nfs x", "invalid argument \"nfs\" for \"--volume-driver\" flag: the only driver is local");
+    fails(
+        "--storage-opt size=1g x",
+        "--storage-opt is not supported: the root file system has no size limit; use a volume on a file system with one",
+    );
+    fails(
+        "--volume-driver nfs x",
+        "invalid argument \"nfs\" for \"--volume-driver\" flag: the only driver is local",
+    );
     assert_eq!(wanted("--link a:b x").unwrap().warnings.len(), 1);
 }

@@ -1,0 +1,120 @@
+//! What every command knows: where things lie, and how to open the engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_engine::{Config, Engine};
+use coracle_registry::{Credential, CredentialSource, DockerConfig, Proxies, RegistryError};
+use coracle_state::Dirs;
+
+use crate::cli::flags::Parsed;
+use crate::environment::filled;
+use crate::failure::Failure;
+
+/// What the global flags and the environment say.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Roots of all state.
+    pub(crate) dirs: Dirs,
+    /// Directory of Docker's `config.json`.
+    config_dir: PathBuf,
+    /// The command's name, for messages of those who wait for its locks.
+    pub(crate) command: String,
+    /// Print more.
+    pub(crate) debug: bool,
+}
+
+/// Roots of state: a flag, a variable, or the default; a user's own below his home.
+pub(crate) fn dirs(globals: &Parsed) -> Dirs {
+    let given = |flag: Option<&str>, variable: &str| {
+        flag.filter(|f| !f.is_empty()).map(PathBuf::from).or_else(|| filled(variable).map(PathBuf::from))
+    };
+    let data = given(globals.text("root").or(globals.text("data-dir")), "CORACLE_DATA_DIR");
+    let run = given(globals.text("run-dir"), "CORACLE_RUN_DIR");
+    let is_root = rustix::process::geteuid().is_root();
+    let home = || filled("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    Dirs {
+        data: data.unwrap_or_else(|| match (is_root, filled("XDG_DATA_HOME")) {
+            (true, _) => PathBuf::from("/var/lib/coracle"),
+            (false, Some(base)) => PathBuf::from(base).join("coracle"),
+            (false, None) => home().join(".local/share/coracle"),
+        }),
+        run: run.unwrap_or_else(|| match (is_root, filled("XDG_RUNTIME_DIR")) {
+            (true, _) => PathBuf::from("/run/coracle"),
+            (false, Some(base)) => PathBuf::from(base).join("coracle"),
+            (false, None) => PathBuf::from(format!("/tmp/coracle-{}", rustix::process::geteuid().as_raw())),
+        }),
+    }
+}
+
+impl Context {
+    pub(crate) fn new(globals: &Parsed, command: &str) -> Self {
+        let config_dir =
+            globals.text("config").map(PathBuf::from).or_else(|| filled("DOCKER_CONFIG").map(PathBuf::from));
+        let home = || PathBuf::from(filled("HOME").unwrap_or_else(|| "/root".to_owned())).join(".docker");
+        Self {
+            dirs: dirs(globals),
+            config_dir: config_dir.unwrap_or_else(home),
+            command: format!("coracle {command}"),
+            debug: globals.is_on("debug"),
+        }
+    }
+
+    /// Opens the engine. Cheap: no file but the state directories is touched.
+    pub(crate) fn engine(&self) -> Result<Engine, Failure> {
+        let either = |upper: &str, lower: &str| filled(lower).or_else(|| filled(upper));
+        let registry = coracle_registry::Config {
+            credentials: Arc::new(Lazy { dir: self.config_dir.clone() }),
+            insecure: filled("CORACLE_INSECURE_REGISTRIES")
+                .map(|list| list.split(',').map(|r| r.trim().to_owned()).collect())
+                .unwrap_or_default(),
+            proxies: Proxies {
+                http: either("HTTP_PROXY", "http_proxy"),
+                https: either("HTTPS_PROXY", "https_proxy"),
+                no_proxy: either("NO_PROXY", "no_proxy"),
+            },
+            ..coracle_registry::Config::default()
+        };
+        let config = Config { dirs: self.dirs.clone(), command: self.command.clone(), registry };
+        Engine::open(config).map_err(|e| Failure::of(&e))
+    }
+}
+
+/// Docker's configuration, read when a registry asks for credentials and not before.
+#[derive(Debug)]
+struct Lazy {
+    dir: PathBuf,
+}
+
+impl CredentialSource for Lazy {
+    fn get(&self, host: &str) -> Result<Option<Credential>, RegistryError> {
+        DockerConfig::load(&self.dir, filled("DOCKER_AUTH_CONFIG").as_deref())?.get(host)
+    }
+}
+
+/// The engine's errors as failures.
+impl From<coracle_engine::EngineError> for Failure {
+    fn from(error: coracle_engine::EngineError) -> Self {
+        let code = match &error {
+            coracle_engine::EngineError::Start { exit_code, .. } => *exit_code,
+            _ => 1,
+        };
+        Self::of(&error).with_code(code)
+    }
+}
+
+impl From<coracle_monitor::MonitorError> for Failure {
+    fn from(error: coracle_monitor::MonitorError) -> Self {
+        match &error {
+            coracle_monitor::MonitorError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::BrokenPipe =>
+            {
+                Self::silent(141)
+            }
+            coracle_monitor::MonitorError::NotStarted(why) => {
+                Self::of(&error).with_code(u8::try_from(why.exit_code).unwrap_or(1))
+            }
+            _ => Self::of(&error),
+        }
+    }
+}
