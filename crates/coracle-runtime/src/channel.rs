@@ -1,0 +1,291 @@
+//! The close-on-exec socket between a starting process and whoever started it.
+//!
+//! ```text
+//! child  → parent   'W' text                      a warning
+//!                   'E' kind errno(4) a \0 b      the start failed; the last message
+//!                   'T' + descriptor              the terminal's master
+//!                   'P' pid(4)                    an exec's process, as the parent sees it
+//!                   'R'                           ready: waits for the gate
+//!                   end of file                   the program was executed
+//! parent → child    'G'                           go
+//! ```
+//!
+//! One message is one packet of at most [`PACKET_BYTES_MAX`] bytes. Both ends are the same binary, so there is no
+//! version.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use crate::error::tolerate;
+use crate::{ExecProblem, LaunchError};
+
+const PACKET_BYTES_MAX: usize = 4096;
+
+/// The starter's end.
+#[derive(Debug)]
+pub(crate) struct Parent(OwnedFd);
+
+/// The end of the process that sets itself up.
+#[derive(Debug)]
+pub(crate) struct Child(OwnedFd);
+
+/// What the child said.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Warning(String),
+    Failed(LaunchError),
+    Terminal(OwnedFd),
+    Pid(i32),
+    Ready,
+    /// The child's end is closed: the program runs, or the child is dead.
+    End,
+}
+
+pub(crate) fn channel() -> io::Result<(Parent, Child)> {
+    let (a, b) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((Parent(a), Child(b)))
+}
+
+impl Parent {
+    /// The next message; blocks.
+    pub(crate) fn receive(&self) -> Result<Message, LaunchError> {
+        self.receive_packet().map_err(|error| LaunchError::step("hear from the new process", error))
+    }
+
+    fn receive_packet(&self) -> io::Result<Message> {
+        let mut bytes = [0_u8; PACKET_BYTES_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut io = [IoSliceMut::new(&mut bytes)];
+            match rustix::net::recvmsg(&self.0, &mut io, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) => break received.bytes,
+                // The peer was killed with something of ours unread: the same as its end.
+                Err(Errno::CONNRESET) => return Ok(Message::End),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed message");
+        let Some((tag, rest)) = bytes.get(..received).and_then(<[u8]>::split_first) else {
+            return Ok(Message::End);
+        };
+        match (tag, fd) {
+            (b'W', None) => Ok(Message::Warning(String::from_utf8_lossy(rest).into_owned())),
+            (b'E', None) => decode(rest).map(Message::Failed).ok_or_else(malformed),
+            (b'T', Some(fd)) => Ok(Message::Terminal(fd)),
+            (b'P', None) => rest
+                .try_into()
+                .map(|pid| Message::Pid(i32::from_ne_bytes(pid)))
+                .map_err(|_wrong_length| malformed()),
+            (b'R', None) => Ok(Message::Ready),
+            _ => Err(malformed()),
+        }
+    }
+
+    pub(crate) fn release(&self) -> Result<(), LaunchError> {
+        match rustix::net::send(&self.0, b"G", SendFlags::NOSIGNAL) {
+            // A dead child: its end of file tells the rest.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(LaunchError::step("release the new process", error)),
+        }
+    }
+
+    /// Reads to the end; an error if there is one among the messages.
+    pub(crate) fn finish(&self, warnings: &mut Vec<String>) -> Result<(), LaunchError> {
+        loop {
+            match self.receive()? {
+                Message::End => return Ok(()),
+                Message::Failed(error) => return Err(error),
+                Message::Warning(text) => warnings.push(text),
+                Message::Terminal(_) | Message::Pid(_) | Message::Ready => {}
+            }
+        }
+    }
+}
+
+impl Child {
+    pub(crate) fn warn(&self, text: &str) {
+        self.send(b'W', text.as_bytes());
+    }
+
+    pub(crate) fn fail(&self, error: &LaunchError) {
+        self.send(b'E', &encode(error));
+    }
+
+    pub(crate) fn pid(&self, pid: i32) {
+        self.send(b'P', &pid.to_ne_bytes());
+    }
+
+    fn send(&self, tag: u8, body: &[u8]) {
+        let body = body.get(..PACKET_BYTES_MAX - 1).unwrap_or(body);
+        let mut packet = Vec::with_capacity(body.len() + 1);
+        packet.push(tag);
+        packet.extend_from_slice(body);
+        let sent = rustix::net::send(&self.0, &packet, SendFlags::NOSIGNAL);
+        tolerate(sent, "nobody is left to tell if the parent is gone, and the child is killed with it");
+    }
+
+    pub(crate) fn terminal(&self, master: BorrowedFd<'_>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [master];
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Errno::NOBUFS.into());
+        }
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(b"T")], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Says that everything is ready and waits for the word to go on. Ends the process if nobody is there to
+    /// give it.
+    pub(crate) fn wait_at_gate(&self) {
+        self.send(b'R', b"");
+        let mut answer = [0_u8; 1];
+        loop {
+            match rustix::net::recv(&self.0, &mut answer, RecvFlags::empty()) {
+                Ok((1, _)) => return,
+                Err(Errno::INTR) => {}
+                _ => coracle_sys::process::exit_now(125),
+            }
+        }
+    }
+
+    /// Whether the parent's end is closed, which means that the parent died before it could be asked to take
+    /// this process along.
+    pub(crate) fn is_orphan(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut fds, Some(&now)) {
+            Ok(1) => fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP)),
+            _ => false,
+        }
+    }
+}
+
+const PROBLEMS: [ExecProblem; 6] = [
+    ExecProblem::NotInPath,
+    ExecProblem::NotFound,
+    ExecProblem::NoInterpreter,
+    ExecProblem::IsDirectory,
+    ExecProblem::Denied,
+    ExecProblem::BadFormat,
+];
+
+fn encode(error: &LaunchError) -> Vec<u8> {
+    let (kind, errno, a, b): (u8, i32, String, &str) = match error {
+        LaunchError::Spec { field, reason } => (b's', 0, field.clone(), reason),
+        LaunchError::Unsupported { what } => (b'n', 0, what.clone(), ""),
+        LaunchError::User { reason } => (b'u', 0, reason.clone(), ""),
+        LaunchError::Exec { program, problem } => {
+            let idx = PROBLEMS.iter().position(|p| p == problem).unwrap_or(0);
+            (b'x', i32::try_from(idx).unwrap_or(0), program.clone(), "")
+        }
+        LaunchError::BindSource { path } => (b'b', 0, path.clone(), ""),
+        LaunchError::Step { step, source } | LaunchError::Cgroup { step, source } => {
+            return packed(
+                if matches!(error, LaunchError::Cgroup { .. }) { b'c' } else { b't' },
+                source.raw_os_error().unwrap_or(0),
+                step,
+                // Words of the kernel beyond the number.
+                &if source.raw_os_error().is_some() { String::new() } else { source.to_string() },
+            );
+        }
+        LaunchError::Vanished { .. } | LaunchError::NotRunning { .. } | LaunchError::Threads => {
+            (b't', libc::EIO, error.to_string(), "")
+        }
+    };
+    packed(kind, errno, &a, b)
+}
+
+fn packed(kind: u8, errno: i32, a: &str, b: &str) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend_from_slice(&errno.to_ne_bytes());
+    bytes.extend_from_slice(a.as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(b.as_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<LaunchError> {
+    let (kind, rest) = bytes.split_first()?;
+    let (errno, rest) = rest.split_first_chunk::<4>()?;
+    let errno = i32::from_ne_bytes(*errno);
+    let text = String::from_utf8_lossy(rest);
+    let (a, b) = text.split_once('\0')?;
+    let (a, b) = (a.to_owned(), b.to_owned());
+    let source = || {
+        if errno != 0 { io::Error::from_raw_os_error(errno) } else { io::Error::other(b.clone()) }
+    };
+    Some(match kind {
+        b's' => LaunchError::Spec { field: a, reason: b },
+        b'n' => LaunchError::Unsupported { what: a },
+        b'u' => LaunchError::User { reason: a },
+        b'x' => LaunchError::Exec { program: a, problem: *PROBLEMS.get(usize::try_from(errno).ok()?)? },
+        b'b' => LaunchError::BindSource { path: a },
+        b't' => LaunchError::Step { step: a, source: source() },
+        b'c' => LaunchError::Cgroup { step: a, source: source() },
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn round_trip(error: &LaunchError) {
+        let (parent, child) = channel().unwrap();
+        child.fail(error);
+        drop(child);
+        let received = parent.finish(&mut Vec::new()).unwrap_err();
+        assert_eq!(format!("{received:?}"), format!("{error:?}"));
+    }
+
+    #[test]
+    fn errors_arrive_as_they_were_sent() {
+        for problem in PROBLEMS {
+            round_trip(&LaunchError::Exec { program: "a b".into(), problem });
+        }
+        round_trip(&LaunchError::spec("mounts[3]", "it is odd"));
+        round_trip(&LaunchError::step("mount /x", io::Error::from_raw_os_error(libc::EPERM)));
+        round_trip(&LaunchError::BindSource { path: "/no".into() });
+    }
+
+    #[test]
+    fn warnings_and_descriptors_arrive_in_order_and_then_the_end() {
+        let (parent, child) = channel().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        child.warn("mind the gap");
+        child.terminal(null.as_fd()).unwrap();
+        child.pid(7);
+        assert!(matches!(parent.receive().unwrap(), Message::Warning(text) if text == "mind the gap"));
+        assert!(matches!(parent.receive().unwrap(), Message::Terminal(_)));
+        assert!(matches!(parent.receive().unwrap(), Message::Pid(7)));
+        assert!(!child.is_orphan());
+        drop(child);
+        assert!(matches!(parent.receive().unwrap(), Message::End));
+    }
+
+    #[test]
+    fn a_child_notices_that_its_parent_is_gone() {
+        let (parent, child) = channel().unwrap();
+        drop(parent);
+        assert!(child.is_orphan());
+        child.warn("to nobody");
+    }
+}

@@ -1,0 +1,218 @@
+//! Executing a program in a running container.
+//!
+//! `setns` into a pid namespace takes effect for children only, so there are two clones: a stage that joins the
+//! container's cgroups and then all its namespaces by one `setns` on the pidfd of its first process, and from it
+//! the process itself, born as the caller's child (`CLONE_PARENT`), so that its pid cannot mean another process
+//! before the caller holds a pidfd. The stage can be seen by a hostile process 1 meanwhile: it is not dumpable.
+//!
+//! Invariant: confined as the container's first process is, unless the request says otherwise.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::mount;
+use coracle_sys::process::{self, CloneArgs};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::channel::{Child, Message, Parent, channel};
+use crate::mounts::devices;
+use crate::program::{Program, ProgramOptions};
+use crate::stage::{guard, place_streams, set_oom_score};
+use crate::start::{end, start_ticks};
+use crate::{ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
+
+const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
+
+/// Executes a program in a running container. Returns once it was executed; the process is the caller's child and
+/// dies when the calling thread ends.
+///
+/// # Errors
+/// What kept it from being executed; nothing is left behind then.
+pub fn exec(target: &Target<'_>, launch: &ExecLaunch, stdio: Stdio) -> Result<Running, LaunchError> {
+    if !process::is_single_threaded().map_err(|error| LaunchError::step("look at /proc/self", error))? {
+        return Err(LaunchError::Threads);
+    }
+    check_running(target)?;
+    let sets = launch.process.capabilities().as_ref();
+    let bounding = caps::mask(sets.and_then(|sets| sets.bounding().as_ref()));
+    let filter = seccomp::filter(launch.seccomp, launch.profile.as_ref(), bounding)?;
+    let root = rustix::fs::open(
+        format!("/proc/{}/root", target.pid),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| LaunchError::step("open the root of the container", error))?;
+    let program = Program::prepare(
+        &launch.process,
+        launch.user.as_ref(),
+        root.as_fd(),
+        filter,
+        ProgramOptions::default(),
+    )?;
+    // Were it dead by now, the root might have been that of another process of the same number.
+    check_running(target)?;
+    let entry = Entry { target, program, stdio, oom_score_adj: launch.process.oom_score_adj() };
+    let (parent, stage) = entry.clone_stage()?;
+    drop(entry);
+    let result = follow(&parent, target);
+    // The stage ends by itself as soon as the process is there.
+    let reaped = process::wait_pidfd(stage.as_fd());
+    let running = result?;
+    reaped.map_err(|error| LaunchError::step("reap the stage of an exec", error))?;
+    Ok(running)
+}
+
+fn check_running(target: &Target<'_>) -> Result<(), LaunchError> {
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::from_borrowed_fd(target.pidfd, PollFlags::IN)];
+    let ended = rustix::event::poll(&mut fds, Some(&now))
+        .map_err(|error| LaunchError::step("look at the container's first process", error))?;
+    if ended > 0 {
+        return Err(LaunchError::NotRunning { state: "not running" });
+    }
+    if target.cgroup.is_frozen()? {
+        return Err(LaunchError::NotRunning { state: "paused" });
+    }
+    Ok(())
+}
+
+struct Entry<'a> {
+    target: &'a Target<'a>,
+    program: Program<'a>,
+    stdio: Stdio,
+    oom_score_adj: Option<i32>,
+}
+
+impl Entry<'_> {
+    fn clone_stage(&self) -> Result<(Parent, OwnedFd), LaunchError> {
+        let unified = self.target.cgroup.open_unified()?;
+        match self.clone_into(unified.as_ref()) {
+            // Its processes have moved to a cgroup below, and inner ones take no processes.
+            Err(LaunchError::Step { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                self.clone_into(self.target.cgroup.unified_of(self.target.pid)?.as_ref())
+            }
+            other => other,
+        }
+    }
+
+    fn clone_into(&self, cgroup: Option<&OwnedFd>) -> Result<(Parent, OwnedFd), LaunchError> {
+        let (parent, child) = channel().map_err(|error| LaunchError::step("make a socket pair", error))?;
+        let args = CloneArgs { namespaces: 0, cgroup: cgroup.map(AsFd::as_fd), sibling: false };
+        let mut ends = Some(parent);
+        let cloned = process::clone_child(&args, || {
+            drop(ends.take());
+            if let Err(error) = self.enter(&child) {
+                child.fail(&error);
+            }
+        })
+        .map_err(|error| LaunchError::step("clone a process", error))?;
+        match (ends, cloned.pidfd) {
+            (Some(parent), Some(pidfd)) => Ok((parent, pidfd)),
+            _ => Err(LaunchError::step("clone a process", io::Error::other("no pidfd"))),
+        }
+    }
+
+    /// The stage.
+    fn enter(&self, channel: &Child) -> Result<(), LaunchError> {
+        guard()?;
+        self.target.cgroup.join()?;
+        if let Some(adjustment) = self.oom_score_adj {
+            set_oom_score(adjustment)?;
+        }
+        process::reset_cpu_affinity().map_err(|error| LaunchError::step("reset the CPU affinity", error))?;
+        process::setns(self.target.pidfd, NAMESPACES)
+            .map_err(|error| LaunchError::step("join the container's namespaces", error))?;
+        let args = CloneArgs { sibling: true, ..CloneArgs::default() };
+        let cloned = process::clone_child(&args, || {
+            let Err(error) = self.run(channel);
+            channel.fail(&error);
+        })
+        .map_err(|error| LaunchError::step("clone a process", error))?;
+        channel.pid(cloned.pid);
+        process::exit_now(0)
+    }
+
+    /// The process itself.
+    fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
+        guard()?;
+        let terminal = match self.stdio {
+            Stdio::Terminal { rows, cols } => {
+                Some(open_terminal(rows, cols).map_err(|error| LaunchError::step("open a terminal", error))?)
+            }
+            _ => None,
+        };
+        place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
+        self.program.run(channel)
+    }
+}
+
+/// In the container's devpts, and certainly in one: everything in there may be made to mislead.
+fn open_terminal(rows: u16, cols: u16) -> io::Result<devices::Terminal> {
+    let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let pts = mount::open_in_root_without_links(root.as_fd(), Path::new("/dev/pts"), flags)?;
+    if rustix::fs::fstatfs(&pts)?.f_type != DEVPTS_SUPER_MAGIC {
+        return Err(io::Error::other("/dev/pts of the container is no devpts"));
+    }
+    devices::open_terminal(pts.as_fd(), rows, cols)
+}
+
+fn follow(parent: &Parent, target: &Target<'_>) -> Result<Running, LaunchError> {
+    let mut warnings = Vec::new();
+    let mut terminal = None;
+    let mut found = None;
+    let failure = loop {
+        match parent.receive()? {
+            Message::Warning(text) => warnings.push(text),
+            Message::Terminal(master) => terminal = Some(master),
+            Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
+            Message::Ready => {}
+            Message::Failed(error) => break Some(error),
+            Message::End => break None,
+        }
+    };
+    // A failure may overtake the message with the pid, which comes from another process.
+    while failure.is_some() && found.is_none() {
+        match parent.receive()? {
+            Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
+            Message::End => break,
+            _ => {}
+        }
+    }
+    match (failure, found) {
+        (Some(error), Some((_, pidfd))) => {
+            end(&pidfd);
+            Err(error)
+        }
+        (Some(error), None) => Err(error),
+        (None, None) => Err(LaunchError::Vanished { status: "no process was made".to_owned() }),
+        (None, Some((pid, pidfd))) => Ok(Running {
+            pid,
+            start_ticks: start_ticks(pid),
+            pidfd,
+            terminal,
+            cgroup: target.cgroup.clone(),
+            mount_namespace: None,
+            warnings,
+            gate: None,
+        }),
+    }
+}
+
+/// It is our child and has not been reaped, so that the pid is certainly its own.
+fn open_child(pid: i32) -> Result<OwnedFd, LaunchError> {
+    let cannot = |error| LaunchError::step("open the new process", error);
+    let pid = Pid::from_raw(pid).ok_or_else(|| cannot(rustix::io::Errno::SRCH))?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(cannot)
+}

@@ -1,0 +1,200 @@
+//! What to start, and what one has once it is started. Data only.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use coracle_sys::layered::LayeredRoot;
+use oci_spec::runtime::{Process, Spec};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::LaunchError;
+use crate::cgroup::Cgroup;
+use crate::channel::Parent;
+
+/// Everything that decides what a container is. Written as JSON by the engine, read by the monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The container's id: names its cgroup where the configuration names none.
+    pub id: String,
+    /// The OCI configuration. `root.path` is ignored, see [`Launch::root`]; `root.readonly` counts.
+    pub spec: Spec,
+    /// Where the root file system comes from.
+    pub root: Root,
+    /// Which system call filter.
+    #[serde(default)]
+    pub seccomp: SeccompSource,
+    /// Who runs the program, by the container's own `passwd` and `group`; replaces `process.user`.
+    #[serde(default)]
+    pub user: Option<UserSpec>,
+    /// A small init of ours is process 1: it forwards signals to the program and reaps orphans.
+    #[serde(default)]
+    pub init: bool,
+    /// A missing working directory is made, owned by the user of the process.
+    #[serde(default)]
+    pub create_cwd: bool,
+}
+
+/// Where a root file system comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Root {
+    /// A directory of the host.
+    Path(PathBuf),
+    /// Layers of images below a writable directory.
+    Layered(LayeredRoot),
+}
+
+/// Which system call filter a process gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeccompSource {
+    /// The one in `linux.seccomp`, none if that is absent.
+    #[default]
+    FromSpec,
+    /// Docker's default profile, resolved for the bounding capabilities of the process.
+    Default,
+    /// None.
+    Unconfined,
+}
+
+/// `user[:group]` as `--user` or an image writes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserSpec {
+    /// `user[:group]`, each a name or a number; empty means root.
+    pub user: String,
+    /// Further groups, by name or number.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+/// Where the standard streams of a process come from.
+#[derive(Debug)]
+pub enum Stdio {
+    /// These descriptors.
+    Fds {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A new terminal in the container; its master comes back in [`Running::terminal`].
+    Terminal {
+        /// Height in characters; 0 leaves the size alone.
+        rows: u16,
+        /// Width in characters.
+        cols: u16,
+    },
+    /// The caller's own.
+    Inherit,
+}
+
+/// What concerns one start only.
+#[derive(Debug, Default)]
+pub struct StartOptions {
+    /// A network namespace that is set up already; used where the configuration asks for a new one.
+    pub netns: Option<OwnedFd>,
+    /// Descriptors 3 to 2 + n of the caller are passed on to the program.
+    pub preserve_fds: u32,
+    /// Stops right before the program is executed, until [`Running::release`].
+    pub gate: bool,
+}
+
+/// A process in a container. Dropping it closes descriptors and touches the process in no way.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process id, as the caller sees it.
+    pub pid: i32,
+    /// The process itself: readable once it has ended.
+    pub pidfd: OwnedFd,
+    /// Start time in clock ticks since boot (field 22 of `/proc/<pid>/stat`); 0 if it ended before we looked.
+    pub start_ticks: u64,
+    /// Master end of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// The container's cgroups.
+    pub cgroup: Cgroup,
+    /// The container's mounts, held so that taking them down does not delay the report of an exit. Close it
+    /// after that report. `None` for an exec.
+    pub mount_namespace: Option<OwnedFd>,
+    /// What could not be done and does not matter enough to fail.
+    pub warnings: Vec<String>,
+    pub(crate) gate: Option<Parent>,
+}
+
+impl Running {
+    /// Lets a process that was started with [`StartOptions::gate`] execute its program; returns once it has.
+    ///
+    /// # Errors
+    /// What kept the program from being executed. The process is gone then and still to be waited for.
+    pub fn release(&mut self) -> Result<(), LaunchError> {
+        match self.gate.take() {
+            Some(channel) => {
+                channel.release()?;
+                channel.finish(&mut self.warnings)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal. A process that has ended already is no error.
+    ///
+    /// # Errors
+    /// What the kernel says: `EPERM`, `EINVAL`.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the end and reaps; the exit code, or 128 + the signal that killed it.
+    ///
+    /// # Errors
+    /// `ECHILD` if it was reaped already.
+    pub fn wait(&self) -> io::Result<i32> {
+        coracle_sys::process::wait_pidfd(self.pidfd.as_fd())
+    }
+}
+
+/// A running container, to execute something in.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its first process. The caller has not reaped it, so that its pid cannot mean another process.
+    pub pidfd: BorrowedFd<'a>,
+    /// The same by number.
+    pub pid: i32,
+    /// Its cgroups.
+    pub cgroup: &'a Cgroup,
+}
+
+/// What to execute in a running container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecLaunch {
+    /// Program, environment, directory, capabilities, limits.
+    pub process: Process,
+    /// Who runs it; replaces `process.user`.
+    #[serde(default)]
+    pub user: Option<UserSpec>,
+    /// Which system call filter. `FromSpec` means [`ExecLaunch::profile`].
+    #[serde(default)]
+    pub seccomp: SeccompSource,
+    /// The container's `linux.seccomp`.
+    #[serde(default)]
+    pub profile: Option<oci_spec::runtime::LinuxSeccomp>,
+}
+
+impl ExecLaunch {
+    /// The same confinement, environment, directory and user as the container's first process has; the caller
+    /// replaces what the request says otherwise, `process.args` first of all.
+    #[must_use]
+    pub fn like(launch: &Launch, args: Vec<String>) -> Self {
+        let mut process = launch.spec.process().clone().unwrap_or_default();
+        process.set_args(Some(args));
+        process.set_terminal(None);
+        let profile = launch.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+        Self { process, user: launch.user.clone(), seccomp: launch.seccomp, profile }
+    }
+}

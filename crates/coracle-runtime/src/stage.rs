@@ -1,0 +1,237 @@
+//! The container's first process, from the clone to the program: it sets itself up.
+//!
+//! Runs on a copy of its starter's memory, in the new namespaces, as process 1. The order follows from what each
+//! step needs: cgroups before their namespace; the host's files before the host's mounts are gone; everything
+//! that is made below the root before the root becomes read-only; credentials and filter last (see
+//! [`crate::program`]).
+//!
+//! Source: OCI runtime-spec 1.3 `runtime.md#lifecycle`, `config-linux.md`.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::{mount, process};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::process::{DumpableBehavior, Signal};
+
+use crate::cgroup::Cgroup;
+use crate::channel::Child;
+use crate::mounts::{self, Sources, devices};
+use crate::program::Program;
+use crate::start::Plan;
+use crate::{LaunchError, Stdio};
+
+/// What the process was given by its starter.
+pub(crate) struct Stage<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) program: Program<'a>,
+    pub(crate) cgroup: &'a Cgroup,
+    /// The root, a detached mount.
+    pub(crate) root: OwnedFd,
+    pub(crate) plan: Plan,
+    pub(crate) stdio: Stdio,
+}
+
+impl Stage<'_> {
+    /// Sets up and becomes the program. Returns only if that fails.
+    pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
+        guard()?;
+        self.isolate()?;
+        let sources = Sources::open(self.spec)?;
+        mounts::attach_root(self.spec, self.root.as_fd())?;
+        let assembled = mounts::assemble(self.spec, self.root.as_fd(), &sources, self.cgroup)?;
+        self.set_sysctls(assembled.proc.as_ref())?;
+        let terminal = self.open_terminal(&assembled)?;
+        mounts::protect(self.spec, self.root.as_fd(), &sources, &assembled)?;
+        mounts::enter_root(self.spec, self.root.as_fd())?;
+        self.set_names()?;
+        place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
+        self.program.run(channel)
+    }
+
+    fn isolate(&self) -> Result<(), LaunchError> {
+        self.cgroup.join()?;
+        if self.plan.new_cgroup {
+            process::unshare_namespaces(libc::CLONE_NEWCGROUP)
+                .map_err(|error| LaunchError::step("make a cgroup namespace", error))?;
+        }
+        process::reset_cpu_affinity().map_err(|error| LaunchError::step("reset the CPU affinity", error))?;
+        for (kind, fd) in &self.plan.joined {
+            process::setns(fd.as_fd(), *kind).map_err(|error| {
+                LaunchError::step(format!("join a {} namespace", kind_name(*kind)), error)
+            })?;
+        }
+        if self.plan.new_network {
+            process::loopback_up()
+                .map_err(|error| LaunchError::step("set the loopback interface up", error))?;
+        }
+        if let Some(adjustment) = self.spec.process().as_ref().and_then(|p| p.oom_score_adj()) {
+            set_oom_score(adjustment)?;
+        }
+        Ok(())
+    }
+
+    /// Through a procfs of our own that is attached nowhere: what the container may have put over `/proc/sys`
+    /// cannot redirect a write (CVE-2025-52881).
+    fn set_sysctls(&self, proc: Option<&OwnedFd>) -> Result<(), LaunchError> {
+        let linux = self.spec.linux().as_ref();
+        let Some(sysctls) = linux.and_then(|linux| linux.sysctl().as_ref()).filter(|map| !map.is_empty())
+        else {
+            return Ok(());
+        };
+        let own;
+        let proc = match proc {
+            Some(proc) => proc,
+            None => {
+                own = mount::new_mount("proc", &[], 0)
+                    .map_err(|error| LaunchError::step("mount a private procfs", error))?;
+                &own
+            }
+        };
+        for (name, value) in sysctls {
+            self.check_sysctl(name, value)?;
+            let path = format!("sys/{}", name.replace('.', "/"));
+            let cannot = |error| LaunchError::step(format!("set the sysctl {name} to {value}"), error);
+            let file = mount::open_in_root_without_links(proc.as_fd(), Path::new(&path), OFlags::WRONLY)
+                .map_err(cannot)?;
+            rustix::io::write(&file, value.as_bytes()).map_err(|error| cannot(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Only parameters that belong to a namespace of the container's own.
+    fn check_sysctl(&self, name: &str, value: &str) -> Result<(), LaunchError> {
+        const IPC: [&str; 8] = [
+            "kernel.msgmax",
+            "kernel.msgmnb",
+            "kernel.msgmni",
+            "kernel.sem",
+            "kernel.shmall",
+            "kernel.shmmax",
+            "kernel.shmmni",
+            "kernel.shm_rmid_forced",
+        ];
+        let kind = match name {
+            _ if name.contains(['\n', '/']) || name.contains("..") || value.contains('\n') => None,
+            _ if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
+            _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
+            "kernel.hostname" | "kernel.domainname" => Some(LinuxNamespaceType::Uts),
+            _ => None,
+        };
+        let field = || format!("the sysctl {name}");
+        let kind = kind.ok_or_else(|| LaunchError::spec(field(), "it does not belong to a container"))?;
+        if has_namespace(self.spec, kind) {
+            Ok(())
+        } else {
+            Err(LaunchError::spec(field(), format!("the container has no {kind} namespace of its own")))
+        }
+    }
+
+    fn open_terminal(&self, assembled: &mounts::Assembled) -> Result<Option<devices::Terminal>, LaunchError> {
+        let Stdio::Terminal { rows, cols } = self.stdio else { return Ok(None) };
+        let pts = assembled
+            .pts
+            .as_ref()
+            .ok_or_else(|| LaunchError::spec("process.terminal", "there is no devpts at /dev/pts"))?;
+        let terminal = devices::open_terminal(pts.as_fd(), rows, cols)
+            .map_err(|error| LaunchError::step("open a terminal", error))?;
+        if let Some(dev) = &assembled.dev {
+            devices::bind_console(dev.as_fd(), terminal.slave.as_fd())
+                .map_err(|error| LaunchError::step("make /dev/console", error))?;
+        }
+        Ok(Some(terminal))
+    }
+
+    fn set_names(&self) -> Result<(), LaunchError> {
+        if let Some(name) = self.spec.hostname().as_ref().filter(|name| !name.is_empty()) {
+            require_uts(self.spec, "hostname")?;
+            rustix::system::sethostname(name.as_bytes())
+                .map_err(|error| LaunchError::step(format!("set the host name {name}"), error))?;
+        }
+        if let Some(name) = self.spec.domainname().as_ref().filter(|name| !name.is_empty()) {
+            require_uts(self.spec, "domainname")?;
+            rustix::system::setdomainname(name.as_bytes())
+                .map_err(|error| LaunchError::step(format!("set the domain name {name}"), error))?;
+        }
+        Ok(())
+    }
+}
+
+fn require_uts(spec: &Spec, field: &str) -> Result<(), LaunchError> {
+    if has_namespace(spec, LinuxNamespaceType::Uts) {
+        return Ok(());
+    }
+    Err(LaunchError::spec(field, "the container has no uts namespace of its own"))
+}
+
+pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == kind)
+}
+
+/// First of all: dies with its starter, cannot be traced by whom it is going to share a container with, obeys
+/// signals, leads a session, and makes files with exactly the permissions that are asked for.
+pub(crate) fn guard() -> Result<(), LaunchError> {
+    let step = |what: &str, error| LaunchError::step(what, error);
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| step("tie the process to its monitor", error))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| step("hide the process", error))?;
+    process::reset_signals();
+    rustix::process::setsid().map_err(|error| step("lead a session", error))?;
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+pub(crate) fn set_oom_score(adjustment: i32) -> Result<(), LaunchError> {
+    let cannot = |error| LaunchError::step(format!("set oom_score_adj to {adjustment}"), error);
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(CWD, "/proc/self/oom_score_adj", flags, Mode::empty()).map_err(cannot)?;
+    rustix::io::write(&file, adjustment.to_string().as_bytes()).map(drop).map_err(cannot)
+}
+
+/// Puts the streams at 0, 1 and 2; a terminal becomes the controlling one and its master goes to the starter.
+pub(crate) fn place_streams(
+    stdio: &Stdio,
+    terminal: Option<&devices::Terminal>,
+    uid: u32,
+    channel: &Child,
+) -> Result<(), LaunchError> {
+    let streams: [BorrowedFd<'_>; 3] = match (stdio, terminal) {
+        (Stdio::Fds { stdin, stdout, stderr }, _) => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        (Stdio::Terminal { .. }, Some(terminal)) => {
+            let cannot = |error| LaunchError::step("take the terminal", error);
+            process::take_terminal(terminal.slave.as_fd()).map_err(cannot)?;
+            channel.terminal(terminal.master.as_fd()).map_err(cannot)?;
+            if uid != 0 {
+                rustix::fs::fchown(&terminal.slave, Some(Uid::from_raw(uid)), None::<Gid>)
+                    .map_err(|error| cannot(error.into()))?;
+            }
+            [terminal.slave.as_fd(); 3]
+        }
+        (Stdio::Terminal { .. }, None) | (Stdio::Inherit, _) => return Ok(()),
+    };
+    let cannot = |error| LaunchError::step("place the standard streams", error);
+    // Copies first: a stream that comes as 0, 1 or 2 must not be overwritten before it was placed.
+    let copy = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(cannot);
+    let [stdin, stdout, stderr] = streams;
+    let (stdin, stdout, stderr) = (copy(stdin)?, copy(stdout)?, copy(stderr)?);
+    rustix::stdio::dup2_stdin(&stdin).map_err(cannot)?;
+    rustix::stdio::dup2_stdout(&stdout).map_err(cannot)?;
+    rustix::stdio::dup2_stderr(&stderr).map_err(cannot)
+}
+
+pub(crate) fn kind_name(kind: i32) -> &'static str {
+    match kind {
+        libc::CLONE_NEWNS => "mount",
+        libc::CLONE_NEWCGROUP => "cgroup",
+        libc::CLONE_NEWUTS => "uts",
+        libc::CLONE_NEWIPC => "ipc",
+        libc::CLONE_NEWUSER => "user",
+        libc::CLONE_NEWPID => "pid",
+        libc::CLONE_NEWNET => "network",
+        _ => "unknown",
+    }
+}
