@@ -208,12 +208,13 @@ impl Store {
                 fault::rename(&old, &paths.root.join(format!("db.sqlite.old{suffix}")))?;
             }
         }
+        fault::unlink(&paths.index())?;
         db::create(&paths.db)?;
         drop(lock);
         let store = Self::open(dirs, Access::Write)?;
         let mut report = RebuildReport::default();
         let blobs = store.blobs_on_disk()?;
-        store.write(|tx| {
+        store.change_images(|tx| {
             store.rebuild_layers(tx, &mut report)?;
             let indexes = indexes_of(&store, &blobs);
             for digest in &blobs {
@@ -221,7 +222,6 @@ impl Store {
             }
             store.rebuild_refs(tx, &refs, &mut report)
         })?;
-        store.publish_refs()?;
         Ok(report)
     }
 

@@ -67,6 +67,18 @@ pub struct Image {
     pub root: RootAttributes,
 }
 
+impl Image {
+    /// Sorts names into those with tags and those with digests.
+    pub(crate) fn add_names(&mut self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            let kind = if name.contains('@') { &mut self.repo_digests } else { &mut self.refs };
+            kind.push(name);
+        }
+        self.refs.sort_unstable();
+        self.repo_digests.sort_unstable();
+    }
+}
+
 /// An image in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSummary {
@@ -132,7 +144,10 @@ impl Store {
         query: &ImageQuery,
         platform: Option<&Platform>,
     ) -> Result<Option<Image>, StoreError> {
-        let found = self.read(|tx| find(self, tx, query, platform))?;
+        let found = match self.find_in_index(query, platform) {
+            Some(found) => Some(found?),
+            None => self.find_in_database(query, platform)?,
+        };
         if let Some(image) = &found {
             lease.narrow(&image.chain)?;
         }
@@ -183,14 +198,13 @@ impl Store {
         source: &ImageQuery,
         target: &str,
     ) -> Result<Option<String>, StoreError> {
-        let old = self.write(|tx| {
+        let old = self.change_images(|tx| {
             let image = find(self, tx, source, None)?
                 .ok_or_else(|| StoreError::NotFound(source.text().to_owned()))?;
             let old = find(self, tx, &ImageQuery::Name(target.to_owned()), None)?;
             set_ref(self, tx, target, &image.manifest)?;
             Ok(old.map(|old| old.id))
         })?;
-        self.publish_refs()?;
         Ok(old)
     }
 
@@ -200,7 +214,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] for a name that does not exist: then nothing has changed.
     pub fn remove_refs(&self, names: &[String], drop_unreferenced: bool) -> Result<Removed, StoreError> {
-        let removed = self.write(|tx| {
+        let removed = self.change_images(|tx| {
             let mut removed = Removed::default();
             let mut touched = Vec::new();
             for name in names {
@@ -221,7 +235,6 @@ impl Store {
             }
             Ok(removed)
         })?;
-        self.publish_refs()?;
         Ok(removed)
     }
 
@@ -231,7 +244,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] if there is no such image.
     pub fn drop_image(&self, id: &str, only_unnamed: bool) -> Result<Removed, StoreError> {
-        let removed = self.write(|tx| {
+        let removed = self.change_images(|tx| {
             let mut removed = Removed::default();
             let query = ImageQuery::Digest(id.to_owned());
             let image = find(self, tx, &query, None)?.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
@@ -241,19 +254,80 @@ impl Store {
             }
             Ok(removed)
         })?;
-        self.publish_refs()?;
         Ok(removed)
     }
 
-    /// Writes `refs.json` from the database, from which it can be rebuilt. Reading happens inside the lock, so
-    /// that the last writer writes the newest state.
-    pub(crate) fn publish_refs(&self) -> Result<(), StoreError> {
-        self.checkpoint();
-        let _lock = coracle_state::lock::exclusive(&self.paths.refs_lock(), "coracle")?;
-        let (seq, refs) = self.read(|tx| all_refs(self, tx))?;
-        let text = serde_json::json!({ "seq": seq, "refs": refs }).to_string();
-        fault::replace_durably(&self.paths.refs_json(), text.as_bytes())
+    /// Asks the database, and writes the index if there is none, so that the next start is faster.
+    fn find_in_database(
+        &self,
+        query: &ImageQuery,
+        platform: Option<&Platform>,
+    ) -> Result<Option<Image>, StoreError> {
+        let found = self.read(|tx| find(self, tx, query, platform))?;
+        if found.is_some() && !self.paths.index().exists() {
+            // Whoever changes names just now writes it anyway.
+            let lock = coracle_state::lock::try_exclusive(&self.paths.refs_lock(), "coracle")?;
+            if lock.is_some() {
+                self.write_index()?;
+            }
+        }
+        Ok(found)
     }
+
+    /// Runs a transaction that changes images or names, and publishes the result: the index (which does not exist
+    /// meanwhile, see [`crate::index`]) and `refs.json`, from which names can be restored.
+    pub(crate) fn change_images<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (done, lock) = self.write(|tx| {
+            let done = change(tx)?;
+            let lock = coracle_state::lock::exclusive(&self.paths.refs_lock(), "coracle")?;
+            fault::unlink(&self.paths.index())?;
+            Ok((done, lock))
+        })?;
+        self.write_index()?;
+        self.write_refs()?;
+        drop(lock);
+        self.checkpoint();
+        Ok(done)
+    }
+
+    /// Writes `refs.json` if it is older than the database. The caller holds `refs.lock`, so that the last writer
+    /// writes the newest state.
+    pub(crate) fn write_refs(&self) -> Result<(), StoreError> {
+        let (seq, refs) = self.read(|tx| all_refs(self, tx))?;
+        let path = self.paths.refs_json();
+        let saved: Option<SavedSeq> = coracle_state::files::find_json(&path).unwrap_or_default();
+        if saved.is_some_and(|saved| saved.seq == seq) {
+            return Ok(());
+        }
+        let text = serde_json::json!({ "seq": seq, "refs": refs }).to_string();
+        fault::replace_durably(&path, text.as_bytes())
+    }
+}
+
+/// The part of `refs.json` that tells how old it is.
+#[derive(serde::Deserialize)]
+struct SavedSeq {
+    seq: i64,
+}
+
+/// All image rows; without names and configurations.
+pub(crate) fn all_without_config(store: &Store, tx: &Transaction<'_>) -> Result<Vec<Image>, StoreError> {
+    select(store, tx, &IMAGE_COLUMNS.replace("config", "zeroblob(0)"), "TRUE", [])
+}
+
+/// Names that point to a manifest, sorted.
+pub(crate) fn names_of_manifest(
+    store: &Store,
+    tx: &Transaction<'_>,
+    manifest: &str,
+) -> Result<Vec<String>, StoreError> {
+    let at = db::failed("read", &store.paths.db);
+    let mut query =
+        tx.prepare_cached("SELECT name FROM refs WHERE manifest = ?1 ORDER BY name").map_err(&at)?;
+    query.query_map([manifest], |row| row.get(0)).and_then(Iterator::collect).map_err(&at)
 }
 
 /// All image rows; without names.
@@ -297,28 +371,30 @@ pub(crate) fn find(
             rows(store, tx, "id >= ?1 AND id < ?2", [from.as_str(), to.as_str()])?
         }
     };
-    if let (ImageQuery::Id(prefix), Some(first)) = (query, rows.first())
-        && rows.iter().any(|image| image.id != first.id)
-    {
-        return Err(StoreError::Ambiguous(prefix.clone()));
-    }
-    let Some(mut image) = choose(rows, platform) else { return Ok(None) };
-    for name in refs_of(store, tx, &image.id)? {
-        if name.contains('@') { image.repo_digests.push(name) } else { image.refs.push(name) }
-    }
+    let Some(mut image) = choose(rows, query, platform)? else { return Ok(None) };
+    image.add_names(refs_of(store, tx, &image.id)?);
     Ok(Some(image))
 }
 
 /// The image that suits the platform best.
-fn choose(rows: Vec<Image>, platform: Option<&Platform>) -> Option<Image> {
-    match platform {
-        None => rows.into_iter().next(),
-        Some(wanted) => rows
+pub(crate) fn choose(
+    images: Vec<Image>,
+    query: &ImageQuery,
+    platform: Option<&Platform>,
+) -> Result<Option<Image>, StoreError> {
+    if let (ImageQuery::Id(prefix), Some(first)) = (query, images.first())
+        && images.iter().any(|image| image.id != first.id)
+    {
+        return Err(StoreError::Ambiguous(prefix.clone()));
+    }
+    Ok(match platform {
+        None => images.into_iter().next(),
+        Some(wanted) => images
             .into_iter()
             .filter_map(|image| Some((wanted.rank(&image.platform)?, image)))
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, image)| image),
-    }
+    })
 }
 
 fn rows<const N: usize>(
@@ -327,9 +403,18 @@ fn rows<const N: usize>(
     condition: &str,
     values: [&str; N],
 ) -> Result<Vec<Image>, StoreError> {
+    select(store, tx, IMAGE_COLUMNS, condition, values)
+}
+
+fn select<const N: usize>(
+    store: &Store,
+    tx: &Transaction<'_>,
+    columns: &str,
+    condition: &str,
+    values: [&str; N],
+) -> Result<Vec<Image>, StoreError> {
     let at = db::failed("read", &store.paths.db);
-    let mut query =
-        tx.prepare(&format!("SELECT {IMAGE_COLUMNS} FROM images WHERE {condition}")).map_err(&at)?;
+    let mut query = tx.prepare(&format!("SELECT {columns} FROM images WHERE {condition}")).map_err(&at)?;
     let mut rows = query.query(rusqlite::params_from_iter(values)).map_err(&at)?;
     let mut images = Vec::new();
     while let Some(row) = rows.next().map_err(&at)? {
@@ -377,7 +462,7 @@ pub(crate) fn root_text(root: RootAttributes) -> String {
     format!("{} {} {}", root.mode, root.uid, root.gid)
 }
 
-fn root_from_text(text: &str) -> Option<RootAttributes> {
+pub(crate) fn root_from_text(text: &str) -> Option<RootAttributes> {
     let mut words = text.split(' ');
     let mode = words.next()?.parse().ok()?;
     let uid = words.next()?.parse().ok()?;

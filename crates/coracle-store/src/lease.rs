@@ -16,10 +16,9 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, flock, linkat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 
 use crate::paths::LayerId;
@@ -59,14 +58,9 @@ impl Lease {
     pub(crate) fn take(dir: &Path, kind: LeaseKind, command: &str) -> Result<Self, StoreError> {
         let at = |e: std::io::Error| StoreError::io("create a lease in", dir, e);
         crate::fault::point().map_err(at)?;
-        let flags = i32::try_from(OFlags::TMPFILE.bits()).unwrap_or(0);
-        let mut file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .mode(0o600)
-            .open(dir)
-            .map_err(at)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let mut file = File::from(rustix::fs::open(dir, flags, mode).map_err(|e| at(e.into()))?);
         let stamp = boottime_ns();
         let pid = std::process::id();
         let head = format!("{stamp} {pid} {} {}\n", kind.as_str(), command.replace('\n', " "));

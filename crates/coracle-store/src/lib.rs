@@ -27,6 +27,7 @@ mod fault;
 pub mod fsck;
 pub mod gc;
 pub mod image;
+mod index;
 pub mod ingest;
 pub mod layer;
 pub mod lease;

@@ -10,7 +10,7 @@
 //! ├── txn/gc-<n>/                      layers that a collection took out
 //! ├── txn/partial/<hex>.<boot id>      download in progress; flocked while it is fetched
 //! └── condemned/<H>/                   hidden by collection H until its grace ends
-//! run/store/                           tmpfs: leases/ writer.lock gc.lock
+//! run/store/                           tmpfs: leases/ index writer.lock gc.lock
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -70,6 +70,9 @@ impl Paths {
     }
     pub(crate) fn leases(&self) -> PathBuf {
         self.run.join("leases")
+    }
+    pub(crate) fn index(&self) -> PathBuf {
+        self.run.join("index")
     }
     pub(crate) fn writer_lock(&self) -> PathBuf {
         self.run.join("writer.lock")

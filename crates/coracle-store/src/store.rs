@@ -8,14 +8,13 @@
 //! Opening for reading touches nothing but three small files: no write, no fsync, no database.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use coracle_state::Dirs;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +23,7 @@ use crate::paths::Paths;
 use crate::{StoreError, db, fault};
 
 /// Longest `format` or `run-id` that is read.
-const SMALL_FILE_BYTES_MAX: u64 = 4096;
+const SMALL_FILE_BYTES_MAX: usize = 4096;
 
 /// File systems that lack what the store needs: extended attributes of overlayfs, `O_TMPFILE`, shared memory for
 /// the database, `d_type`.
@@ -210,14 +209,17 @@ fn no_connection(path: &Path) -> StoreError {
 }
 
 fn read_small(path: &Path) -> Result<Option<String>, StoreError> {
-    let file = match File::open(path) {
+    let at = |e: Errno| StoreError::io("read", path, e);
+    let file = match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(StoreError::io("open", path, e)),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(at(e)),
     };
-    let mut text = String::new();
-    file.take(SMALL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|e| StoreError::io("read", path, e))?;
-    Ok(Some(text))
+    // Small files come in one read; one that fills the buffer is not one of ours.
+    let mut buffer = [0_u8; SMALL_FILE_BYTES_MAX];
+    let n = rustix::io::read(&file, &mut buffer).map_err(at)?;
+    let text = std::str::from_utf8(buffer.get(..n).unwrap_or_default()).unwrap_or_default();
+    Ok(Some(text.to_owned()))
 }
 
 fn check_file_system(path: &Path) -> Result<(), StoreError> {
@@ -251,7 +253,11 @@ fn set_up(paths: &Paths) -> Result<String, StoreError> {
     let ours = run_id(paths)?.unwrap_or_default();
     if read_small(&paths.run_id())?.as_ref() != Some(&ours) {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => fault::replace_durably(&paths.run_id(), ours.as_bytes())?,
+            Ok(()) => {
+                // It may be of a time before others used the store through another directory.
+                fault::unlink(&paths.index())?;
+                fault::replace_durably(&paths.run_id(), ours.as_bytes())?;
+            }
             Err(Errno::WOULDBLOCK) => return Err(foreign_run_directory()),
             Err(e) => return Err(StoreError::io("lock", paths.lock(), e)),
         }

@@ -1,7 +1,7 @@
 //! Tests of the store as a whole, at its public boundary.
 
 mod crash;
-mod fixture;
+pub(crate) mod fixture;
 mod life;
 mod power;
 mod processes;

@@ -49,7 +49,7 @@ impl Ingest<'_> {
         self.publish()?;
         let chain: Vec<DiffId> = record.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         self.store.build_variants(&chain)?;
-        let image = self.store.write(|tx| {
+        self.store.change_images(|tx| {
             self.check_blobs(record)?;
             insert_record(self.store, tx, record)?;
             for update in refs {
@@ -60,9 +60,7 @@ impl Ingest<'_> {
             let query = ImageQuery::Digest(record.digest.to_string());
             image::find(self.store, tx, &query, None)?
                 .ok_or_else(|| StoreError::NotFound(record.digest.to_string()))
-        })?;
-        self.store.publish_refs()?;
-        Ok(image)
+        })
     }
 
     /// All documents are in place; those that a collection has hidden are moved back.

@@ -16,19 +16,19 @@ use crate::{
     Store, StoreError,
 };
 
-pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Directories of a store, gone at the end of the test.
-pub(super) struct Home {
+pub(crate) struct Home {
     /// Removed when dropped.
     _dir: Option<tempfile::TempDir>,
-    pub(super) dirs: Dirs,
+    pub(crate) dirs: Dirs,
 }
 
 impl Home {
     /// On tmpfs if there is one: what is tested is order, not durability, and `syncfs` of a busy disk is slow.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shm = Path::new("/dev/shm");
         let is_tmpfs = rustix::fs::statfs(shm).is_ok_and(|s| i128::from(s.f_type) == 0x0102_1994);
         let dir = if is_tmpfs { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
@@ -36,7 +36,7 @@ impl Home {
     }
 
     /// On the disk, where images can be mounted from.
-    pub(super) fn on_disk() -> Self {
+    pub(crate) fn on_disk() -> Self {
         Self::at(tempfile::tempdir().unwrap())
     }
 
@@ -46,16 +46,16 @@ impl Home {
     }
 
     /// Below directories that belong to the test.
-    pub(super) fn below(data: &Path, run: &Path) -> Self {
+    pub(crate) fn below(data: &Path, run: &Path) -> Self {
         Self { _dir: None, dirs: Dirs { data: data.join("data"), run: run.to_owned() } }
     }
 
-    pub(super) fn store(&self) -> Store {
+    pub(crate) fn store(&self) -> Store {
         Store::open(&self.dirs, Access::Write).unwrap()
     }
 
     /// A container directory with the part of `spec.json` that the store reads.
-    pub(super) fn add_container(&self, name: &str, image: &Image) -> PathBuf {
+    pub(crate) fn add_container(&self, name: &str, image: &Image) -> PathBuf {
         let dir = self.dirs.containers().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let layers: Vec<&str> = image.chain.iter().map(DiffId::as_str).collect();
@@ -65,20 +65,20 @@ impl Home {
     }
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> Digest {
+pub(crate) fn sha256(bytes: &[u8]) -> Digest {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
     Digest::from_sha256(&hash)
 }
 
-pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
 /// A tar of regular files; parents get no entries of their own.
-pub(super) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, body) in files {
         let mut header = tar::Header::new_gnu();
@@ -95,7 +95,7 @@ pub(super) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// Bytes that look random and depend on the seed; they do not compress.
-pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -109,16 +109,16 @@ pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A blob in memory; counts from where it was opened.
-pub(super) struct Memory {
+pub(crate) struct Memory {
     bytes: Vec<u8>,
-    pub(super) opened_at: Vec<u64>,
+    pub(crate) opened_at: Vec<u64>,
     /// Reading fails after so many bytes.
-    pub(super) fails_after: Option<usize>,
-    pub(super) is_resumable: bool,
+    pub(crate) fails_after: Option<usize>,
+    pub(crate) is_resumable: bool,
 }
 
 impl Memory {
-    pub(super) fn new(bytes: &[u8]) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         Self { bytes: bytes.to_vec(), opened_at: Vec::new(), fails_after: None, is_resumable: true }
     }
 }
@@ -157,16 +157,16 @@ impl BlobSource for Memory {
 
 /// An image as a registry has it.
 #[derive(Clone)]
-pub(super) struct TestImage {
-    pub(super) record: ManifestRecord,
-    pub(super) manifest: Vec<u8>,
+pub(crate) struct TestImage {
+    pub(crate) record: ManifestRecord,
+    pub(crate) manifest: Vec<u8>,
     /// Description and blob of each layer.
-    pub(super) layers: Vec<(LayerSource, Vec<u8>)>,
+    pub(crate) layers: Vec<(LayerSource, Vec<u8>)>,
 }
 
 impl TestImage {
     /// An image of these tars, bottom first.
-    pub(super) fn new(comment: &str, tars: &[Vec<u8>]) -> Self {
+    pub(crate) fn new(comment: &str, tars: &[Vec<u8>]) -> Self {
         let layers: Vec<(LayerSource, Vec<u8>)> = tars
             .iter()
             .map(|tar| {
@@ -223,7 +223,7 @@ impl TestImage {
     }
 
     /// Two layers, both with a body of their own; the lower one and one body are the same for every number.
-    pub(super) fn numbered(n: u64) -> Self {
+    pub(crate) fn numbered(n: u64) -> Self {
         let shared = noise(1000, 9000);
         let base = tar(&[("etc/", b""), ("etc/os", b"test"), ("bin/tool", &shared)]);
         let own = noise(n, 20_000);
@@ -237,13 +237,13 @@ impl TestImage {
         Self::new(&text, &[base, top])
     }
 
-    pub(super) fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         self.record.config_digest.to_string()
     }
 }
 
 /// Pulls an image as the engine does, one layer after the other.
-pub(super) fn pull(store: &Store, image: &TestImage, name: &str) -> Result<Image, StoreError> {
+pub(crate) fn pull(store: &Store, image: &TestImage, name: &str) -> Result<Image, StoreError> {
     let lease = store.lease(LeaseKind::Write, "coracle pull test")?;
     let ingest = store.ingest(&lease)?;
     ingest.blob(&image.manifest, &image.record.digest)?;
@@ -255,7 +255,7 @@ pub(super) fn pull(store: &Store, image: &TestImage, name: &str) -> Result<Image
 }
 
 /// Everything that the invariants promise, for a store that nobody is using.
-pub(super) fn assert_sound(home: &Home, when: &str) {
+pub(crate) fn assert_sound(home: &Home, when: &str) {
     let store = home.store();
     let report = store.check(true, &Cancel::new()).unwrap();
     let findings: Vec<_> = report.findings.iter().filter(|f| f.subject != "refs.json").collect();
@@ -263,7 +263,7 @@ pub(super) fn assert_sound(home: &Home, when: &str) {
 }
 
 /// Nothing lies around that nothing names.
-pub(super) fn assert_tidy(home: &Home, when: &str) {
+pub(crate) fn assert_tidy(home: &Home, when: &str) {
     let root = home.dirs.store();
     let empty = |path: &str| {
         let left: Vec<_> = std::fs::read_dir(root.join(path)).unwrap().map(|e| e.unwrap().path()).collect();
@@ -312,7 +312,7 @@ fn layers_on_disk(root: &Path) -> BTreeSet<String> {
     names
 }
 
-pub(super) fn objects_on_disk(root: &Path) -> BTreeSet<ObjectId> {
+pub(crate) fn objects_on_disk(root: &Path) -> BTreeSet<ObjectId> {
     let mut ids = BTreeSet::new();
     for fan in std::fs::read_dir(root.join("objects/.cobj")).unwrap() {
         let fan = fan.unwrap();
