@@ -237,7 +237,7 @@ fn a_read_only_root_cannot_be_written_but_its_tmpfs_can() {
 }
 
 #[test]
-fn capabilities_are_dockers_and_can_be_changed() {
+fn eleven_capabilities_are_given_and_can_be_changed() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
     let caps = |flags: &[&str]| {
         let args: Vec<&str> = ["run", "--rm"]
@@ -248,7 +248,7 @@ fn capabilities_are_dockers_and_can_be_changed() {
             .collect();
         sandbox.run(&args).ok().split_whitespace().last().unwrap().to_owned()
     };
-    assert_eq!(caps(&[]), "00000000a80425fb");
+    assert_eq!(caps(&[]), "00000000800405fb");
     assert_eq!(caps(&["--cap-drop", "ALL"]), "0000000000000000");
     assert_eq!(caps(&["--cap-drop", "ALL", "--cap-add", "NET_ADMIN"]), "0000000000001000");
     assert_eq!(caps(&["-u", "1000"]), "0000000000000000");

@@ -51,13 +51,20 @@ pub fn main(args: &[String]) -> Result<(), TaskError> {
     let dir = scratch::unique(&scratch::data_root()?, "bench")?;
     let rows = measure(&options, &dir);
     fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
-    let text = report::document(&machine(), &notes(), &rows?);
+    let (rows, machine) = (rows?, machine());
+    let text = report::document(&machine, &notes(), &rows);
     say!("\n{text}");
-    if !options.quick && options.only.is_empty() {
-        let path = scratch::workspace().join("docs/BENCHMARKS.md");
-        fs::write(&path, text).map_err(io("write", &path))?;
-        say!("written to docs/BENCHMARKS.md");
+    if options.quick || !options.only.is_empty() {
+        return Ok(());
     }
+    let path = scratch::workspace().join("docs/BENCHMARKS.md");
+    fs::write(&path, text).map_err(io("write", &path))?;
+    let path = scratch::workspace().join("README.md");
+    let readme = fs::read_to_string(&path).map_err(io("read", &path))?;
+    let readme = report::with_summary(&readme, &machine, &rows)
+        .ok_or_else(|| TaskError::Failed("README.md has no place for the table".to_owned()))?;
+    fs::write(&path, readme).map_err(io("write", &path))?;
+    say!("written to docs/BENCHMARKS.md and README.md");
     Ok(())
 }
 
@@ -113,6 +120,7 @@ fn measure(options: &Options, dir: &Path) -> Result<Vec<Row>, TaskError> {
     engines.extend(Engine::peers(dir)?);
     for engine in &engines {
         shell::stdout(engine.pull(&image).as_mut())?;
+        engine.check(&image)?;
     }
     let mut rows = Vec::new();
     if wanted("binary version") {

@@ -143,11 +143,39 @@ impl Engine {
         PathBuf::from(format!("/run/coracle-bench-{}", std::process::id()))
     }
 
+    /// Removes containers by force and at once.
+    #[must_use]
+    pub fn remove(&self, names: &[String]) -> Box<Command> {
+        let mut command = self.command(&["rm", "-f"]);
+        if self.kind == Kind::Podman {
+            // Without, it waits ten seconds for each process that ignores SIGTERM.
+            command.args(["-t", "0"]);
+        }
+        command.args(names);
+        command
+    }
+
+    /// Makes sure that it runs containers at all: a command that does nothing would be the fastest.
+    ///
+    /// # Errors
+    /// If the container's output is not what it wrote.
+    pub fn check(&self, image: &str) -> Result<(), TaskError> {
+        let said = shell::stdout(self.run(&["--rm", image, "echo", "it works"]).as_mut())?;
+        if said == "it works" {
+            return Ok(());
+        }
+        Err(TaskError::Failed(format!(
+            "{} ran a container that said {said:?} instead of \"it works\"",
+            self.name
+        )))
+    }
+
     /// Empties the store of this image.
     ///
     /// # Errors
     /// If it cannot be removed.
     pub fn forget(&self, image: &str) -> Result<(), TaskError> {
+        shell::stdout(self.command(&["image", "inspect", image]).as_mut())?;
         shell::stdout(self.command(&["rmi", "--force", image]).as_mut()).map(drop)
     }
 

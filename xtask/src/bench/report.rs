@@ -114,6 +114,37 @@ pub fn document(machine: &str, notes: &[String], rows: &[Row]) -> String {
     text
 }
 
+/// Between these lines of the README lies the short table.
+const SUMMARY: (&str, &str) = ("<!-- bench -->\n", "<!-- /bench -->");
+
+/// The README with its table made anew: one line per row that has other engines in it.
+#[must_use]
+pub fn with_summary(readme: &str, machine: &str, rows: &[Row]) -> Option<String> {
+    let (before, rest) = readme.split_once(SUMMARY.0)?;
+    let (_, after) = rest.split_once(SUMMARY.1)?;
+    let engines: Vec<&str> = ENGINES
+        .iter()
+        .filter_map(|e| {
+            rows.iter().flat_map(|r| &r.samples).map(|s| s.name.as_str()).find(|n| n.starts_with(e))
+        })
+        .collect();
+    let mut table = format!("| | {} |\n|---|{}\n", engines.join(" | "), "--:|".repeat(engines.len()));
+    for row in rows.iter().filter(|r| r.samples.iter().filter(|s| is_engine(&s.name)).count() > 1) {
+        let cells: Vec<String> = engines
+            .iter()
+            .map(|e| row.median(e).map_or_else(|| "–".to_owned(), |m| format!("{} {}", number(m), row.unit)))
+            .collect();
+        table.push_str(&format!("| {} | {} |\n", row.work, cells.join(" | ")));
+    }
+    Some(format!("{before}{}{table}\n{machine}\n{}{after}", SUMMARY.0, SUMMARY.1))
+}
+
+const ENGINES: [&str; 3] = ["coracle ", "docker", "podman"];
+
+fn is_engine(name: &str) -> bool {
+    ENGINES.iter().any(|e| name.starts_with(e))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +164,16 @@ mod tests {
             row(2.0, 20.0).markdown().contains("≤ 0.100 × docker, is 0.100: reached; ≤ 2.00 ms: reached")
         );
         assert!(row(2.1, 20.0).markdown().contains("is 0.105: **missed**; ≤ 2.00 ms: **missed**"));
+    }
+
+    #[test]
+    fn the_summary_replaces_the_last_one() {
+        let readme = "a\n<!-- bench -->\nold\n<!-- /bench -->\nb";
+        let new = with_summary(readme, "machine", &[row(2.0, 20.0)]).unwrap();
+        let table = "| | coracle 0.1.0 | docker 20 |\n|---|--:|--:|\n| exec | 2.00 ms | 20.0 ms |\n";
+        assert_eq!(new, format!("a\n<!-- bench -->\n{table}\nmachine\n<!-- /bench -->\nb"));
+        assert_eq!(with_summary(&new, "machine", &[row(2.0, 20.0)]), Some(new));
+        assert_eq!(with_summary("no marks", "", &[]), None);
     }
 
     #[test]

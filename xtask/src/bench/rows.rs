@@ -119,7 +119,7 @@ pub fn exec(engines: &[Engine], image: &str, rounds: Rounds) -> Result<Row, Task
     let candidates = per_engine(engines, |e| e.command(&["exec", "bench-exec", "true"]));
     let samples = take_turns(candidates, rounds.warm_up, rounds.short);
     for engine in engines {
-        shell::stdout(engine.command(&["rm", "-f", "bench-exec"]).as_mut())?;
+        shell::stdout(engine.remove(&["bench-exec".to_owned()]).as_mut())?;
     }
     Ok(Row {
         work: "`exec true`".to_owned(),
@@ -153,8 +153,7 @@ pub fn many(engines: &[Engine], image: &str, rounds: Rounds) -> Result<Vec<Row>,
             let now = engine.memory(MANY)?;
             memory.push(now.each);
             daemons.push(now.shared);
-            let mut remove = engine.command(&["rm", "-f"]);
-            removals.push(time_command(remove.args(&names))?);
+            removals.push(time_command(engine.remove(&names).as_mut())?);
         }
         for (row, values) in
             [(&mut start, starts), (&mut each, memory), (&mut shared, daemons), (&mut removal, removals)]
@@ -165,10 +164,7 @@ pub fn many(engines: &[Engine], image: &str, rounds: Rounds) -> Result<Vec<Row>,
     Ok(vec![start, each, shared, removal])
 }
 
-/// A pull of the many-layer image into an empty store.
-///
-/// # Errors
-/// If a directory for skopeo cannot be removed.
+/// A pull of the many-layer image into a store that has none of it.
 #[must_use]
 pub fn pull(engines: &[Engine], image: &str, what: &str, dir: &Path, rounds: Rounds) -> Row {
     let mut candidates: Vec<Candidate<'_>> = engines
@@ -179,6 +175,7 @@ pub fn pull(engines: &[Engine], image: &str, what: &str, dir: &Path, rounds: Rou
                 // What the last pull left to be written back is not this one's.
                 rustix::fs::sync();
                 let taken = time_command(engine.pull(image).as_mut())?;
+                // Fails if the image is not there.
                 engine.forget(image)?;
                 Ok(taken)
             }),
@@ -200,11 +197,13 @@ pub fn pull(engines: &[Engine], image: &str, what: &str, dir: &Path, rounds: Rou
         });
     }
     let third = |peer| Goal::Of { peer, share: 1.0 / 3.0 };
+    // Debian's docker cannot read zstd, so that row has nothing to be held against.
+    let goals = if what == "gzip" { vec![third("docker"), third("podman")] } else { Vec::new() };
     Row {
         work: format!("`pull` of 318 MB in 8 layers ({what}) from loopback into an empty store"),
         unit: "ms",
         samples: take_turns(candidates, 1, rounds.long),
-        goals: vec![third("docker"), third("podman"), Goal::AtMost(1100.0)],
+        goals,
     }
 }
 
