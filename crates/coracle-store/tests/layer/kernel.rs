@@ -426,3 +426,92 @@ fn many_layers_are_mounted_in_a_moment() {
         assert_eq!(names(&path_of(&root.mount_by(recipe).unwrap())).len(), 30, "{recipe:?}");
     }
 }
+
+#[test]
+fn overlayfs_ignores_the_opaque_mark_of_a_root() {
+    if let Some(obstacle) = obstacle() {
+        println!("skipped: {obstacle}");
+        return;
+    }
+    // Why `LayerInfo::is_root_opaque` exists: leaving out the lower layers is up to whoever stacks them.
+    let lower = build(&Tar::default().file("old", b"o").end());
+    let upper = build(&Tar::default().file(".wh..wh..opq", b"").file("new", b"n").end());
+    assert!(upper.info.is_root_opaque && !lower.info.is_root_opaque);
+    let root = LayeredRoot { lowers: vec![lower.meta(), upper.meta()], ..LayeredRoot::default() };
+    assert_eq!(names(&path_of(&root.mount().unwrap())), ["new=nx1", "old=ox1"]);
+    let root = LayeredRoot { lowers: vec![upper.meta()], ..LayeredRoot::default() };
+    assert_eq!(names(&path_of(&root.mount().unwrap())), ["new=nx1"]);
+}
+
+/// A tree with what makes archivers use their extensions.
+fn plant(root: &Path) {
+    let write = |name: &str, body: &[u8]| std::fs::write(root.join(name), body).unwrap();
+    std::fs::create_dir_all(root.join("d".repeat(90)).join("e".repeat(90))).unwrap();
+    write("plain", b"plain");
+    write(&format!("{}/{}/{}", "d".repeat(90), "e".repeat(90), "f".repeat(80)), b"long");
+    write(&"n".repeat(200), &[b'n'; 5000]);
+    write("name\nwith newline", b"");
+    std::os::unix::fs::symlink("t".repeat(150), root.join("link")).unwrap();
+    std::fs::hard_link(root.join("plain"), root.join("second name")).unwrap();
+    for (name, n_pieces, size) in [("sparse", 3, 1 << 20), ("very sparse", 40, 8 << 20), ("hole", 0, 1 << 20)]
+    {
+        let file = std::fs::File::create(root.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for piece in 0..n_pieces {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[b's'; 5000], 70_000 + piece * 150_000).unwrap();
+        }
+    }
+    let mode = rustix::fs::Mode::from_bits_retain(0o640);
+    let device = rustix::fs::makedev(10, 300);
+    let character = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("device"), character, mode, device).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    std::os::unix::fs::chown(root.join("sparse"), Some(1234), Some(3_000_000)).unwrap();
+    std::fs::set_permissions(root.join("plain"), std::fs::Permissions::from_mode(0o6751)).unwrap();
+}
+
+#[test]
+fn what_gnu_tar_packs_looks_as_it_did_before() {
+    if let Some(obstacle) = obstacle() {
+        println!("skipped: {obstacle}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    plant(dir.path());
+    // Not every format keeps fractions of a second.
+    let without_fractions = |tree: BTreeMap<Vec<u8>, String>| -> Vec<(Vec<u8>, String)> {
+        let cut = |line: String| {
+            line.split_once('.').map_or(line.clone(), |(head, tail)| format!("{head}{}", &tail[9..]))
+        };
+        tree.into_iter().map(|(path, line)| (path, cut(line))).collect()
+    };
+    let expected = without_fractions(walk(dir.path()));
+    for options in [
+        &["--format=gnu", "--sparse"][..],
+        &["--format=oldgnu", "--sparse"],
+        &["--format=posix", "--sparse", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse", "--sparse-version=1.0"],
+        &["--format=posix"],
+    ] {
+        let tar = std::process::Command::new("tar")
+            .args(options)
+            .arg("-C")
+            .arg(dir.path())
+            .args(["-cf", "-", "."])
+            .output();
+        let Ok(tar) = tar else {
+            println!("skipped: GNU tar is missing");
+            return;
+        };
+        assert!(tar.status.success(), "{tar:?}");
+        let layer = build(&tar.stdout);
+        let root = LayeredRoot {
+            lowers: vec![layer.meta()],
+            objects: Some(layer.objects()),
+            ..LayeredRoot::default()
+        };
+        let found = without_fractions(walk(&path_of(&root.mount().unwrap())));
+        assert_eq!(found, expected, "{options:?}");
+    }
+}
