@@ -95,11 +95,16 @@ impl CredentialSource for Lazy {
 /// The engine's errors as failures.
 impl From<coracle_engine::EngineError> for Failure {
     fn from(error: coracle_engine::EngineError) -> Self {
-        let code = match &error {
-            coracle_engine::EngineError::Start { exit_code, .. } => *exit_code,
-            _ => 1,
-        };
-        Self::of(&error).with_code(code)
+        let mut failure = Self::of(&error);
+        match error {
+            coracle_engine::EngineError::Start { exit_code, .. } => failure.code = exit_code,
+            // Docker has words of its own for networks.
+            coracle_engine::EngineError::NotFound { what: "network", name } => {
+                failure.message = format!("network {name} not found");
+            }
+            _ => {}
+        }
+        failure
     }
 }
 
