@@ -13,6 +13,7 @@ mod options;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_sys::mount::{self, Attributes};
@@ -26,6 +27,8 @@ use options::{ATTR_RDONLY, Options};
 
 /// The kernel takes string parameters of a mount up to this length; longer ones need `mount(2)`.
 const PARAMETER_BYTES_MAX: usize = 255;
+/// Links of the image that are followed on the way to one target.
+const LINKS_MAX: u32 = 40;
 const MS_SLAVE: u64 = 1 << 19;
 const MS_PRIVATE: u64 = 1 << 18;
 
@@ -312,8 +315,26 @@ impl Target {
 }
 
 /// Makes the missing components one by one below a descriptor; what is made is opened without following links,
-/// so that a link put in between is an error and leads nowhere (CVE-2024-45310).
+/// so that a link put in between is an error and leads nowhere (CVE-2024-45310). A link of the image that leads to
+/// nothing yet is followed below the root, and what it names is made there.
 fn make_target(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<OwnedFd> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match make_components(root, &path, is_dir)? {
+            Made::Target(fd) => return Ok(fd),
+            Made::Link(next) => path = next,
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+enum Made {
+    Target(OwnedFd),
+    /// A link was in the way: where the target is with it followed.
+    Link(PathBuf),
+}
+
+fn make_components(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<Made> {
     let names: Vec<&std::ffi::OsStr> = path
         .components()
         .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None })
@@ -322,35 +343,53 @@ fn make_target(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<Ow
     let mut fd = root.try_clone_to_owned()?;
     let mut exists = true;
     for (idx, name) in names.iter().enumerate() {
-        at.push(name);
         if exists {
-            match mount::open_in_root(root, &at, OFlags::PATH) {
+            match mount::open_in_root(root, &at.join(name), OFlags::PATH) {
                 Ok(next) => {
                     fd = next;
+                    at.push(name);
                     continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => exists = false,
                 Err(error) => return Err(error),
             }
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if is_dir || idx + 1 < names.len() {
-            match rustix::fs::mkdirat(&fd, *name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-            fd = rustix::fs::openat(&fd, *name, flags | OFlags::DIRECTORY, Mode::empty())?;
-        } else {
-            let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-            drop(rustix::fs::openat(&fd, *name, create, Mode::from_raw_mode(0o644))?);
-            fd = rustix::fs::openat(&fd, *name, flags, Mode::empty())?;
+        if let Ok(link) = rustix::fs::readlinkat(&fd, *name, Vec::new()) {
+            let link = PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes()));
+            let rest: PathBuf = names.get(idx + 1..).unwrap_or_default().iter().collect();
+            // `..` is taken lexically: a path that needs more than that is refused by what follows.
+            return Ok(Made::Link(lexical(&at.join(link).join(rest))));
         }
+        fd = make_component(&fd, name, is_dir || idx + 1 < names.len())?;
+        at.push(name);
     }
-    Ok(fd)
+    Ok(Made::Target(fd))
 }
 
-/// An absolute path without `.` and `..`.
+fn make_component(parent: &OwnedFd, name: &std::ffi::OsStr, is_dir: bool) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if is_dir {
+        match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        return Ok(rustix::fs::openat(parent, name, flags | OFlags::DIRECTORY, Mode::empty())?);
+    }
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+    drop(rustix::fs::openat(parent, name, create, Mode::from_raw_mode(0o644))?);
+    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+}
+
+/// An absolute path without `.` and `..`, which is not the root.
 fn clean(path: &Path) -> Result<PathBuf, LaunchError> {
+    let cleaned = lexical(path);
+    if cleaned == Path::new("/") {
+        return Err(LaunchError::spec(format!("the mount on {}", path.display()), "it would hide the root"));
+    }
+    Ok(cleaned)
+}
+
+fn lexical(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::from("/");
     for part in path.components() {
         match part {
@@ -361,10 +400,7 @@ fn clean(path: &Path) -> Result<PathBuf, LaunchError> {
             _ => {}
         }
     }
-    if cleaned == Path::new("/") {
-        return Err(LaunchError::spec(format!("the mount on {}", path.display()), "it would hide the root"));
-    }
-    Ok(cleaned)
+    cleaned
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
@@ -479,9 +515,12 @@ mod tests {
         assert!(dir.join("root/a/b").is_dir());
         assert!(dir.join("root/a/file").is_file());
         assert!(dir.join("root/c").is_dir());
-        std::os::unix::fs::symlink("/nowhere", dir.join("root/dangling")).unwrap();
-        let refused = Target::get(root.as_fd(), Path::new("/dangling/x"), true, true);
-        assert!(refused.is_err(), "a dangling link is not replaced");
+        std::os::unix::fs::symlink("../nowhere/deep", dir.join("root/dangling")).unwrap();
+        let target = Target::get(root.as_fd(), Path::new("/dangling/x"), true, true).unwrap();
+        assert!(target.is_new);
+        assert!(dir.join("root/nowhere/deep/x").is_dir(), "what a link leads to is made below the root");
+        std::os::unix::fs::symlink("round", dir.join("root/round")).unwrap();
+        assert!(Target::get(root.as_fd(), Path::new("/round/x"), true, true).is_err());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
