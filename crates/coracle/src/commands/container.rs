@@ -45,6 +45,26 @@ pub(crate) const INSPECT: Command = Command {
 /// Threads that work on the containers of one command.
 const AT_ONCE: usize = 8;
 
+/// As [`each`], one after the other: a process that starts others has one thread.
+pub(crate) fn each_in_turn(
+    context: &Context,
+    names: &[String],
+    act: &dyn Fn(&Engine, &Container) -> Result<(), Failure>,
+) -> Outcome {
+    let engine = context.engine()?;
+    let mut code = 0;
+    for name in names {
+        match engine.find(name).map_err(Failure::from).and_then(|container| act(&engine, &container)) {
+            Ok(()) => output::line(name)?,
+            Err(failure) => {
+                output::report(&failure);
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
 /// Does something to each container that was named, several at a time, and prints each name. Every failure is
 /// said, and the exit code tells that there was one.
 pub(crate) fn each(

@@ -1,8 +1,8 @@
 //! `stop` and `restart`.
 
-use coracle_engine::{Container, Engine, StartOptions};
+use coracle_engine::StartOptions;
 
-use super::{each, seconds};
+use super::{each, each_in_turn, seconds};
 use crate::cli::flags::{Flag, Parsed, text};
 use crate::cli::{Args, Command, Outcome};
 use crate::context::Context;
@@ -23,7 +23,7 @@ pub(crate) const STOP: Command = Command {
     anywhere: true,
     args: Args::AtLeast(1),
     wrong_exit: 1,
-    run: |context, parsed| act(context, parsed, false),
+    run: stop,
 };
 
 pub(crate) const RESTART: Command = Command {
@@ -36,17 +36,23 @@ pub(crate) const RESTART: Command = Command {
     anywhere: true,
     args: Args::AtLeast(1),
     wrong_exit: 1,
-    run: |context, parsed| act(context, parsed, true),
+    run: restart,
 };
 
-fn act(context: &Context, parsed: &Parsed, again: bool) -> Outcome {
-    let timeout = seconds(parsed, "timeout")?;
-    let signal = parsed.text("signal").filter(|s| !s.is_empty());
-    each(context, &parsed.args, &|engine: &Engine, container: &Container| -> Result<(), Failure> {
+fn wishes(parsed: &Parsed) -> Result<(Option<&str>, Option<i64>), Failure> {
+    Ok((parsed.text("signal").filter(|s| !s.is_empty()), seconds(parsed, "timeout")?))
+}
+
+fn stop(context: &Context, parsed: &Parsed) -> Outcome {
+    let (signal, timeout) = wishes(parsed)?;
+    each(context, &parsed.args, &|engine, container| Ok(engine.stop(container, signal, timeout)?))
+}
+
+fn restart(context: &Context, parsed: &Parsed) -> Outcome {
+    let (signal, timeout) = wishes(parsed)?;
+    each_in_turn(context, &parsed.args, &|engine, container| {
         engine.stop(container, signal, timeout)?;
-        if again {
-            drop(engine.start(&container.spec.id, StartOptions::default())?);
-        }
+        drop(engine.start(&container.spec.id, StartOptions::default())?);
         Ok(())
     })
 }
