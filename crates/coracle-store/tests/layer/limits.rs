@@ -10,6 +10,7 @@ fn tar() -> Tar {
 
 /// The first layer is at the limit, the second one beyond it.
 #[track_caller]
+#[expect(clippy::needless_pass_by_value, reason = "limits are written at the call")]
 fn check(limits: LayerLimits, mut at: impl FnMut(&mut Tar), mut beyond: impl FnMut(&mut Tar), what: &str) {
     let (mut good, mut bad) = (tar(), tar());
     at(&mut good);
