@@ -5,7 +5,9 @@
 #![cfg_attr(not(test), expect(unsafe_code, reason = "this crate exists to hold it"))]
 #![cfg_attr(test, allow(unsafe_code, clippy::allow_attributes, reason = "this crate exists to hold it"))]
 
+pub mod bpf;
 pub mod layered;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;

@@ -8,8 +8,8 @@ use coracle_base::{Explain, explain, timeline};
 use coracle_runtime::cgroup::OomWatch;
 use coracle_runtime::{Launch, LaunchError, Running, StartOptions, Stdio};
 use coracle_state::container::{Exit, Status};
-use coracle_sys::process;
 use coracle_sys::terminal;
+use coracle_sys::{memory, process};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::streams::{self, Chunk, Streams};
@@ -63,6 +63,12 @@ impl Monitor {
             Ok(container) => self.started(container),
             Err(why) => self.not_started(why),
         }
+        self.release_memory();
+    }
+
+    /// Gives back what parsing a plan took, once everybody has been told.
+    pub(super) fn release_memory(&self) {
+        self.try_step(memory::release_stack().map_err(|e| MonitorError::io("release", "the stack", e)));
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<Container, NotStarted> {

@@ -75,7 +75,10 @@ impl Monitor {
         let streams = attach.stdin || attach.stdout || attach.stderr;
         if !is_start && streams {
             match &self.container {
-                None => return self.refuse(at, "restarting, wait until the container is running"),
+                None if matches!(self.machine.phase(), Phase::Waiting { .. }) => {
+                    return self.refuse(at, "restarting, wait until the container is running");
+                }
+                None => return self.refuse(at, "not running"),
                 Some(container) if container.paused => return self.refuse(at, "paused, unpause it first"),
                 Some(_) => {}
             }
@@ -169,6 +172,7 @@ impl Monitor {
                 Err(error) => self.note(&error),
             },
         }
+        self.release_memory();
     }
 
     fn start_exec(

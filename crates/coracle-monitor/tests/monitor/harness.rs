@@ -285,3 +285,11 @@ pub(crate) fn context_switches(pid: i32) -> u64 {
     let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
     line.trim().parse().unwrap()
 }
+
+/// Memory that a process has for itself. Pages of a program that has just been linked count as dirty too, until
+/// they are on the disk: they are not meant.
+pub(crate) fn anonymous_kib(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Anonymous:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}

@@ -51,6 +51,7 @@ const TESTS: &[(&str, fn())] = &[
     ("a_container_runs_on_when_its_client_goes", a_container_runs_on_when_its_client_goes),
     ("input_stays_open_for_the_next_client", input_stays_open_for_the_next_client),
     ("an_idle_monitor_sleeps", an_idle_monitor_sleeps),
+    ("a_waiting_monitor_is_small", a_waiting_monitor_is_small),
 ];
 
 fn main() -> ExitCode {
@@ -484,6 +485,18 @@ fn an_idle_monitor_sleeps() {
     };
     let (short, long) = (switches("0"), switches("0.7"));
     assert!(long <= short + 4, "{short} and {long} context switches");
+    session.signal(9).unwrap();
+    session.wait().unwrap();
+    session.finished().unwrap();
+}
+
+fn a_waiting_monitor_is_small() {
+    let sandbox = Sandbox::new("sleep 1000");
+    let mut session = sandbox.start(Attach::default());
+    // Once it answers it has done all that a start entails.
+    session.unpause().unwrap_err();
+    let kib = harness::anonymous_kib(sandbox.state().monitor_pid);
+    assert!(kib <= 120, "{kib} KiB");
     session.signal(9).unwrap();
     session.wait().unwrap();
     session.finished().unwrap();
