@@ -12,6 +12,7 @@
 //! Invariant: a container's cgroups are the directories below its path that this module made; they are removed
 //! bottom up and only when empty. Source: Linux `Documentation/admin-guide/cgroup-v{1/,2.rst}`.
 
+mod devices;
 mod limits;
 
 use std::io;
@@ -160,6 +161,10 @@ impl Cgroup {
     /// # Errors
     /// A limit was refused.
     pub fn update(&self, resources: &LinuxResources, warnings: &mut Vec<String>) -> Result<(), LaunchError> {
+        if self.v1.is_empty() && resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+            // Programs of one cgroup are a conjunction: a second one could take away, but never add.
+            return Err(LaunchError::unsupported("new device rules for a running container on cgroup v2"));
+        }
         self.apply(resources, warnings)
     }
 

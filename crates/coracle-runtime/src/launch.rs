@@ -117,7 +117,7 @@ pub struct Running {
     /// The container's cgroups.
     pub cgroup: Cgroup,
     /// The container's mounts, held so that taking them down does not delay the report of an exit. Close it
-    /// after that report. `None` for an exec.
+    /// after that report. `None` for an exec, or if the program has ended already.
     pub mount_namespace: Option<OwnedFd>,
     /// What could not be done and does not matter enough to fail.
     pub warnings: Vec<String>,

@@ -57,7 +57,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             start_ticks: started.start_ticks,
             terminal: started.terminal,
             cgroup,
-            mount_namespace: Some(started.mount_namespace),
+            mount_namespace: started.mount_namespace,
             warnings,
             gate: started.gate,
         }),
@@ -91,7 +91,7 @@ struct Started {
     pidfd: OwnedFd,
     start_ticks: u64,
     terminal: Option<OwnedFd>,
-    mount_namespace: OwnedFd,
+    mount_namespace: Option<OwnedFd>,
     gate: Option<Parent>,
 }
 
@@ -255,7 +255,7 @@ fn of_clone(cloned: Cloned) -> Result<(i32, OwnedFd), LaunchError> {
     Ok((cloned.pid, pidfd))
 }
 
-type Followed = (OwnedFd, u64, Option<OwnedFd>, Option<Parent>);
+type Followed = (Option<OwnedFd>, u64, Option<OwnedFd>, Option<Parent>);
 
 fn follow(
     pid: i32,
@@ -263,7 +263,8 @@ fn follow(
     parent: Parent,
     warnings: &mut Vec<String>,
 ) -> Result<Followed, LaunchError> {
-    let namespace = process::mount_namespace_of(pidfd.as_fd(), pid);
+    // A program that has ended by now has taken its mounts along, and there is nothing left to hold.
+    let namespace = process::mount_namespace_of(pidfd.as_fd(), pid).ok();
     let ticks = start_ticks(pid);
     let mut terminal = None;
     let gate = loop {
@@ -276,7 +277,6 @@ fn follow(
             Message::End => break None,
         }
     };
-    let namespace = namespace.map_err(|error| LaunchError::step("hold the mount namespace", error))?;
     Ok((namespace, ticks, terminal, gate))
 }
 

@@ -34,8 +34,10 @@ const APPLETS: [&str; 20] = [
     "stat", "tail", "kill", "stty", "touch", "readlink", "head",
 ];
 
-/// Name and function of each case: the name is the sentence that must be true.
-const CASES: &[(&str, fn(&Rig))] = &[
+/// The name is the sentence that must be true.
+type Case = (&'static str, fn(&Rig));
+
+const CASES: &[Case] = &[
     ("exit_codes_come_back", exit_codes_come_back),
     ("a_signal_is_128_and_its_number", a_signal_is_128_and_its_number),
     ("streams_are_connected", streams_are_connected),

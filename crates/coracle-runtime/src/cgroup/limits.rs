@@ -8,11 +8,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources,
-    LinuxThrottleDevice,
-};
-use rustix::fs::{Mode, OFlags};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 use rustix::io::Errno;
 
 use super::{Cgroup, failed, read, write};
@@ -64,7 +60,7 @@ impl Cgroup {
             }
         }
         match resources.devices() {
-            Some(rules) if !rules.is_empty() => self.apply_devices(rules, warnings),
+            Some(rules) if !rules.is_empty() => self.apply_devices(rules),
             _ => Ok(()),
         }
     }
@@ -97,66 +93,6 @@ impl Cgroup {
             Err(error) => Err(failed(format!("write {} to {}", item.value, file.display()), error)),
         }
     }
-
-    fn apply_devices(
-        &self,
-        rules: &[LinuxDeviceCgroup],
-        warnings: &mut Vec<String>,
-    ) -> Result<(), LaunchError> {
-        if let Some(dir) = self.controller("devices") {
-            return apply_devices_v1(dir, rules);
-        }
-        warnings.push("device rules are not enforced: this host has no devices cgroup (v1)".to_owned());
-        Ok(())
-    }
-}
-
-/// The devices that every container has, whatever its rules say; runc adds the same.
-const ALWAYS_ALLOWED: [&str; 10] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-];
-
-/// The rules go in their order; consecutive ones of a kind share one open file.
-fn apply_devices_v1(dir: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), LaunchError> {
-    let mut lines: Vec<(bool, String)> = rules.iter().map(|rule| (rule.allow(), device_line(rule))).collect();
-    lines.extend(ALWAYS_ALLOWED.iter().map(|line| (true, (*line).to_owned())));
-    for run in lines.chunk_by(|a, b| a.0 == b.0) {
-        let allow = run.first().is_some_and(|line| line.0);
-        let file = dir.join(if allow { "devices.allow" } else { "devices.deny" });
-        let cannot = |line: &str, error| failed(format!("write {line} to {}", file.display()), error);
-        let fd = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| cannot("a rule", error))?;
-        for (_, line) in run {
-            rustix::io::write(&fd, line.as_bytes()).map_err(|error| cannot(line, error))?;
-        }
-    }
-    Ok(())
-}
-
-fn device_line(rule: &LinuxDeviceCgroup) -> String {
-    let number = |n: Option<i64>| match n {
-        Some(n) if n >= 0 => n.to_string(),
-        _ => "*".to_owned(),
-    };
-    let kind = match rule.typ() {
-        Some(LinuxDeviceType::B) => "b",
-        Some(LinuxDeviceType::C | LinuxDeviceType::U) => "c",
-        _ => "a",
-    };
-    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-    if kind == "a" && rule.major().unwrap_or(-1) < 0 && rule.minor().unwrap_or(-1) < 0 {
-        return "a".to_owned();
-    }
-    format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
 }
 
 /// Hands every controller that there is down to the children of each cgroup on the way to `dir`, `dir` included.
@@ -427,16 +363,5 @@ mod tests {
     #[test]
     fn the_ends_of_the_share_scale_are_the_ends_of_the_weight_scale() {
         assert_eq!([2, 1024, 262_144].map(weight_of_shares), [1, 100, 10_000]);
-    }
-
-    #[test]
-    fn device_rules_are_written_as_the_kernel_reads_them() {
-        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(
-            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"},
-                {"allow":true,"type":"b","major":8,"access":"r"}]"#,
-        )
-        .unwrap();
-        let lines: Vec<String> = rules.iter().map(device_line).collect();
-        assert_eq!(lines, ["a", "c 10:229 rw", "b 8:* r"]);
     }
 }
