@@ -107,7 +107,11 @@ pub fn main(args: impl Iterator<Item = OsString>) -> i32 {
     };
     let first = inherited.session.try_clone();
     match Monitor::set_up(inherited, entered_us) {
-        Ok((monitor, plan)) => monitor.run(plan),
+        Ok((monitor, plan)) => {
+            // A second descriptor would keep the connection alive, and ready for ever, once its client is gone.
+            drop(first);
+            monitor.run(plan)
+        }
         Err(error) => {
             let told = first.map_err(|e| MonitorError::io("duplicate", "a socket", e)).and_then(|socket| {
                 let why = NotStarted { exit_code: 125, message: explain::chain(&error), hint: None };
