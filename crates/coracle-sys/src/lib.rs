@@ -6,7 +6,6 @@
 #![cfg_attr(test, allow(unsafe_code, clippy::allow_attributes, reason = "this crate exists to hold it"))]
 
 pub mod bpf;
-pub mod bpf;
 pub mod layered;
 pub mod memory;
 pub mod mount;
