@@ -236,6 +236,12 @@ impl Session {
         fds.extend(stdio.into_iter().flatten());
         protocol::send(self.socket.as_fd(), &message, &fds)?;
         let (pid, terminal) = self.answer()?;
+        if let Some(terminal) = &terminal {
+            let flags = rustix::fs::fcntl_getfl(terminal);
+            flags
+                .and_then(|flags| rustix::fs::fcntl_setfl(terminal, flags | OFlags::NONBLOCK))
+                .map_err(|e| MonitorError::io("set up", "the terminal", e))?;
+        }
         Ok(ExecSession { pid, terminal, session: self })
     }
 
