@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::terminal::{self, RawMode, Signals, send_signal};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
@@ -136,11 +136,17 @@ pub fn run(launch: &Launch, options: &RunOptions<'_>) -> Result<Ended, LaunchErr
     if watched.is_err() {
         crate::start::end(&running.pidfd);
     }
-    // A process without a pid namespace of its own may leave others behind.
-    let removed = running.cgroup.kill_all().and_then(|()| running.cgroup.remove());
+    // With a pid namespace of its own, nothing outlives its first process.
+    let killed = if has_own_pid_namespace(&launch.spec) { Ok(()) } else { running.cgroup.kill_all() };
+    let removed = killed.and_then(|()| running.cgroup.remove());
     let code = watched?;
     removed?;
     Ok(Ended { code, warnings: std::mem::take(&mut running.warnings) })
+}
+
+fn has_own_pid_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
 }
 
 fn write_pid_file(file: Option<&Path>, running: &Running) -> Result<(), LaunchError> {

@@ -97,6 +97,11 @@ fn main() -> ExitCode {
         n_failed += usize::from(!passed);
     }
     println!("{n_failed} failed");
+    // The parents of all the cases' cgroups go unless another run of this program has something in them.
+    for entry in fs::read_dir("/sys/fs/cgroup").unwrap() {
+        drop(fs::remove_dir(entry.unwrap().path().join("coracle-test")));
+    }
+    drop(fs::remove_dir("/sys/fs/cgroup/coracle-test"));
     if n_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
