@@ -232,6 +232,19 @@ impl Sandbox {
     }
 }
 
+impl Drop for Sandbox {
+    /// A test that failed leaves no container behind either.
+    fn drop(&mut self) {
+        if let Ok(Some(mut left)) = coracle_monitor::connect(&self.dirs, &self.id)
+            && left.take_over().is_ok()
+            && left.signal(9).is_ok()
+            && left.wait().is_ok()
+        {
+            drop(left.finished());
+        }
+    }
+}
+
 fn launch(id: &ContainerId, args: &[&str], rootfs: PathBuf) -> Launch {
     let mut spec = defaults::default_spec();
     let mut process = spec.process().clone().unwrap_or_default();
