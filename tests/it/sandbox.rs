@@ -27,6 +27,9 @@ use crate::server::Server;
 /// Below which directory run directories are made.
 const RUN_PARENT: &str = "/run";
 
+/// How long processes that end by themselves may take.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// How one command ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -206,18 +209,19 @@ impl Sandbox {
     #[track_caller]
     pub(crate) fn assert_no_traces(&self) {
         assert_eq!(self.run(&["ps", "--all", "--quiet"]).ok(), "", "containers are left");
+        self.wait_for_processes();
+        let processes: Vec<String> = self.processes().into_iter().map(|(_, text)| text).collect();
+        assert!(processes.is_empty(), "processes are left: {processes:?}");
         let below = |path: &Path| self.is_ours(path);
         let mounts: Vec<PathBuf> = mount_points().into_iter().filter(|p| below(p)).collect();
         assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
-        let processes = self.processes();
-        assert!(processes.is_empty(), "processes are left: {processes:?}");
         let interfaces = interfaces();
         let strange: Vec<&String> = interfaces.iter().filter(|i| *i != "lo" && !is_bridge(i)).collect();
         assert!(strange.is_empty(), "interfaces are left: {strange:?}");
         let rules = self.port_rules();
         assert!(rules.is_empty(), "port rules are left: {rules:?}");
         for dir in [self.data.join("containers"), self.data.join("names"), self.run.join("containers")] {
-            let left = entries(&dir);
+            let left: Vec<PathBuf> = entries(&dir).into_iter().filter(|p| !p.ends_with(".lock")).collect();
             assert!(left.is_empty(), "{} is not empty: {left:?}", dir.display());
         }
         let leases: Vec<PathBuf> =
@@ -233,7 +237,7 @@ impl Sandbox {
     }
 
     /// Processes other than this one whose command line or root names a directory of the sandbox.
-    fn processes(&self) -> Vec<String> {
+    fn processes(&self) -> Vec<(i32, String)> {
         let own = std::process::id().to_string();
         let marks = [self.data.to_string_lossy().into_owned(), self.run.to_string_lossy().into_owned()];
         let ids = self.ids.lock().unwrap();
@@ -250,9 +254,26 @@ impl Sandbox {
                 let text = String::from_utf8_lossy(&line).replace('\0', " ");
                 let all = format!("{text} {}", String::from_utf8_lossy(&environment));
                 let hit = marks.iter().chain(ids.iter()).any(|m| all.contains(m.as_str()));
-                hit.then(|| format!("{} {text}", p.display()))
+                let pid = p.file_name()?.to_str()?.parse().ok()?;
+                hit.then(|| (pid, format!("{pid} {text}")))
             })
             .collect()
+    }
+
+    /// Waits for what a command has left to finish by itself: a monitor that says goodbye, `@after-exit`.
+    fn wait_for_processes(&self) {
+        let begun = coracle_base::time::monotonic();
+        for (pid, _) in self.processes() {
+            let left = FAREWELL.saturating_sub(begun.elapsed());
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            // One that has gone meanwhile is what is waited for.
+            let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+                continue;
+            };
+            let mut polled = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: left.as_secs().try_into().unwrap(), tv_nsec: 0 };
+            rustix::event::poll(&mut polled, Some(&limit)).unwrap();
+        }
     }
 
     /// Elements of published ports in the namespace's nftables rules.
@@ -267,11 +288,13 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let left = self.run(&["ps", "--all", "--quiet", "--no-trunc"]).out;
+        // Nothing here may panic: the test may have done so already.
+        let left = self.command(&["ps", "--all", "--quiet", "--no-trunc"]).output();
+        let left = left.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
         let left: Vec<&str> = left.lines().collect();
         if !left.is_empty() {
             let all: Vec<&str> = ["rm", "--force", "--volumes"].iter().chain(&left).copied().collect();
-            self.run(&all);
+            self.command(&all).output().ok();
         }
         // What a failed test left mounted would make the removal delete through it.
         for mount in mount_points().iter().rev().filter(|m| self.is_ours(m)) {

@@ -51,6 +51,14 @@ pub fn cargo() -> std::process::Command {
     let program = shell::environment("CARGO").unwrap_or_else(|| "cargo".to_owned());
     let mut command = shell::command(program);
     command.current_dir(scratch::workspace());
+    // What cargo told this program about itself must not reach build scripts of others: some ask to be run
+    // again when it changes, and half of the dependencies would be compiled anew.
+    for (name, _) in std::env::vars_os() {
+        let is_about_us = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"];
+        if name.to_str().is_some_and(|n| is_about_us.iter().any(|p| n.starts_with(p))) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
