@@ -181,7 +181,7 @@ impl Store {
         match read_refs(&self.paths) {
             Ok(saved) if saved == refs => {}
             Ok(_) => {
-                report.add("refs.json", "it is older than the database; the next change of a name renews it")
+                report.add("refs.json", "it is older than the database; the next change of a name renews it");
             }
             Err(e) => report.add("refs.json", coracle_base::explain::chain(&e)),
         }

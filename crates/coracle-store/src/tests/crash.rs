@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 
 use super::fixture::{Home, TestImage, assert_sound, assert_tidy, pull};
 use crate::fault::injected;
+use crate::object::ObjectId;
 use crate::{Access, GcOptions, ImageQuery, LeaseKind, Store, StoreError};
 
 /// Scenario, what happens, at which effect, and the two directories of the store; tabs between them.
@@ -61,6 +62,12 @@ fn scenario(name: &str, dirs: &coracle_state::Dirs) -> Result<(), StoreError> {
             std::fs::rename(dirs.containers().join(".new-c1"), container).unwrap();
             crate::fault::point().unwrap();
             Ok(())
+        }
+        // Brings a layer of its own with the body of the image that `gc` has dropped.
+        "same body" => {
+            use super::fixture::{noise, tar};
+            let image = TestImage::new("same body", &[tar(&[("copy", &noise(3, 20_000))])]);
+            pull(&store, &image, TWO).map(drop)
         }
         // Until the power fails.
         "churn" => loop {
@@ -273,6 +280,13 @@ fn has_stopped(child: &Child) -> bool {
     status.stopped()
 }
 
+/// Waits until a child ends, or long enough to say that it waits for somebody who is stopped.
+fn wait_a_moment(child: &Child) {
+    let ended = pidfd_open(pid(child), PidfdFlags::empty()).unwrap();
+    let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    poll(&mut [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)], Some(&patience)).unwrap();
+}
+
 /// `first` stops at its n-th effect, `second` runs, to its end unless it has to wait for the first, and the first
 /// goes on. For all n.
 fn check_interleaving(first: &str, second: &str) {
@@ -285,9 +299,7 @@ fn check_interleaving(first: &str, second: &str) {
             return;
         }
         let other = start(&home, second, "pass", 0);
-        let ended = pidfd_open(pid(&other), PidfdFlags::empty()).unwrap();
-        let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
-        poll(&mut [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)], Some(&patience)).unwrap();
+        wait_a_moment(&other);
         kill_process(pid(&stopped), Signal::CONT).unwrap();
         assert!(!finish(stopped, &when), "{when}");
         assert!(!finish(other, &when), "{when}");
@@ -323,4 +335,44 @@ fn rmi_interrupted_by_run_is_sound() {
 #[test]
 fn gc_interrupted_by_pull_is_sound() {
     check_interleaving("gc", "pull");
+}
+
+/// A collection is killed at some effect, so that its next one goes on from there; a pull finds a body in place that
+/// the collection then hides while the pull is stopped; the pull moves it back at its commit.
+#[test]
+fn a_pull_takes_back_what_a_collection_hid_meanwhile() {
+    let body = ObjectId::of(&super::fixture::noise(3, 20_000));
+    let mut n_hidden = 0;
+    for killed_at in 1..EFFECTS_MAX {
+        let home = prepared("gc");
+        let was_killed = finish(start(&home, "gc", "kill", killed_at), "gc");
+        let place = home.dirs.store().join("objects").join(body.path());
+        // The last effects of a pull before its commit: the barriers, the names, the lock of the database.
+        for stopped_at in (12..30).step_by(3).filter(|_| place.exists()) {
+            let when = format!("collection killed at effect {killed_at}, pull stopped at {stopped_at}");
+            let mut puller = start(&home, "same body", "stop", stopped_at);
+            if !has_stopped(&puller) {
+                drop(puller.wait());
+                break;
+            }
+            let collector = start(&home, "gc", "pass", 0);
+            wait_a_moment(&collector);
+            let hidden = std::fs::read_dir(home.dirs.store().join("condemned")).unwrap().count();
+            n_hidden += usize::from(!place.exists() && hidden > 0);
+            kill_process(pid(&puller), Signal::CONT).unwrap();
+            assert!(!finish(puller, &when), "{when}");
+            assert!(!finish(collector, &when), "{when}");
+            assert_sound(&home, &when);
+            assert!(place.exists(), "{when}");
+            let store = home.store();
+            store.remove_refs(&[TWO.to_owned()], true).unwrap();
+            drop(store);
+        }
+        pass(&home, "collect", "after both");
+        assert_tidy(&home, &format!("collection killed at effect {killed_at}"));
+        if !was_killed {
+            break;
+        }
+    }
+    assert!(n_hidden > 0, "the case was never met");
 }
