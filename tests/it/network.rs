@@ -18,6 +18,11 @@ fn ask(address: &str) -> std::io::Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// Accepts one connection and closes it.
+fn accept_one(listener: TcpListener) -> std::thread::JoinHandle<bool> {
+    std::thread::spawn(move || listener.accept().is_ok())
+}
+
 const SERVE: &str = "echo up; while :; do nc -l -p 80 -e sh -c 'read word; echo got $word'; done";
 
 #[test]
@@ -133,7 +138,7 @@ fn the_hosts_network_is_the_hosts() {
             &format!("nc 127.0.0.1 {port} </dev/null"),
         ])
         .ok();
-    assert!(listener.accept().is_ok());
+    assert!(accepted.join().unwrap());
 }
 
 #[test]
@@ -196,6 +201,7 @@ fn a_container_reaches_the_world_through_the_host() {
         .unwrap();
     let listener = TcpListener::bind("198.51.100.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let accepted = accept_one(listener);
     sandbox.run(&["run", "--rm", "busybox", "sh", "-c", &format!("nc 198.51.100.1 {port} </dev/null")]).ok();
-    assert!(listener.accept().is_ok());
+    assert!(accepted.join().unwrap());
 }

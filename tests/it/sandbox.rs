@@ -30,6 +30,9 @@ const RUN_PARENT: &str = "/run";
 /// How long processes that end by themselves may take.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// How long a command may take; far more than any needs, even on a busy machine.
+const COMMAND: Duration = Duration::from_secs(180);
+
 /// How one command ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -150,25 +153,30 @@ impl Sandbox {
     /// Runs a command.
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> Outcome {
-        let mut command = self.command(args);
-        let output = command.output().unwrap();
-        Outcome::new(args.join(" "), &output)
+        self.run_with_input(args, b"")
     }
 
     /// Runs a command with input.
     #[track_caller]
     pub(crate) fn run_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
         let mut command = self.command(args);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        std::thread::scope(|scope| {
+        command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let stdin = child.stdin.take();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let output = std::thread::scope(|scope| {
             scope.spawn(move || {
                 // A command may end before it has read everything.
-                stdin.write_all(input).ok();
+                stdin.map(|mut s| s.write_all(input).ok());
             });
-            Outcome::new(args.join(" "), &child.wait_with_output().unwrap())
-        })
+            scope.spawn(move || sender.send(child.wait_with_output()).ok());
+            receiver.recv_timeout(COMMAND).unwrap_or_else(|_| {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+                panic!("coracle {} did not end within {} s", args.join(" "), COMMAND.as_secs())
+            })
+        });
+        Outcome::new(args.join(" "), &output.unwrap())
     }
 
     /// Starts a command that goes on beside the test.

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_base::timeline;
 use coracle_monitor::{Attach, MonitorError, Plan, PlanFds, Session, Settings};
@@ -17,7 +18,7 @@ use coracle_state::container::{
     Status,
 };
 use coracle_state::files::{self, Durability};
-use coracle_state::lock;
+use coracle_state::lock::{self, Lock};
 use coracle_state::{ContainerId, Dirs};
 use coracle_store::Upper;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -25,6 +26,9 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use crate::bundle::{ResolvedMount, Surroundings};
 use crate::containers::parse_signal;
 use crate::{Config, Container, Engine, EngineError, bundle, devices, hostfiles};
+
+/// How long a start waits for the monitor of the container's last run to be gone.
+const MONITOR_LEAVES_MAX: Duration = Duration::from_secs(10);
 
 /// How a container is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,7 +54,7 @@ impl Engine {
     /// It runs already, its network or mounts cannot be set up, or its program cannot be executed
     /// ([`EngineError::Start`]). Nothing is left of the attempt then.
     pub fn start(&self, id: &ContainerId, options: StartOptions) -> Result<Session, EngineError> {
-        let lock = self.lock_container(id)?;
+        let lock = self.lock_at_rest(id)?;
         let state = self.state_under(&lock, id)?;
         let Some(container) = self.find_id_under(&lock, id)? else {
             return Err(EngineError::NotFound { what: "container", name: id.to_string() });
@@ -81,6 +85,27 @@ impl Engine {
                     files::remove_file(&mark)?;
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// The container's lock, once a monitor whose container has ended is done with cleaning up: that needs the
+    /// lock itself.
+    fn lock_at_rest(&self, id: &ContainerId) -> Result<Lock, EngineError> {
+        loop {
+            let lock = self.lock_container(id)?;
+            let active = crate::engine::is_active(&self.state_under(&lock, id)?.status);
+            let monitor = self.monitor_lock(id);
+            if active || !lock::is_held(&monitor)? {
+                return Ok(lock);
+            }
+            drop(lock);
+            if !lock::wait_free(&monitor, MONITOR_LEAVES_MAX)? {
+                let holder = lock::holder(&monitor).unwrap_or_else(|| "its monitor".to_owned());
+                return Err(EngineError::conflict(
+                    format!("container {} is still being cleaned up by {holder}", id.short()),
+                    "end the command that is attached to it, or try again in a moment",
+                ));
             }
         }
     }
@@ -117,7 +142,10 @@ impl Engine {
             PlanFds { monitor_lock: held.into_file().into(), netns: connected.netns, ports: connected.ports };
         let mut session = coracle_monitor::spawn(&path, fds, options.attach)?;
         timeline::mark("monitor spawned");
-        session.wait_started().map_err(start_failure)?;
+        if let Err(error) = session.wait_started() {
+            // The owner cleans up (the caller does); the monitor need not start somebody who does.
+            return Err(session.finished().err().map_or_else(|| start_failure(error), EngineError::from));
+        }
         timeline::mark("program runs");
         Ok(session)
     }

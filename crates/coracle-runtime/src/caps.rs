@@ -117,7 +117,9 @@ impl Sets {
             permitted: self.permitted & available,
             effective: self.effective & available,
             inheritable: self.inheritable & available,
-            ambient: self.ambient & available,
+            // The kernel raises only what is permitted and inheritable. Configurations of `runc spec` name
+            // more than that, and other runtimes pass over it too.
+            ambient: self.ambient & self.inheritable & self.permitted & available,
         }
     }
 }
@@ -133,6 +135,12 @@ mod tests {
         assert_eq!(number_of("CAP_CHECKPOINT_RESTORE"), Some(40));
         assert_eq!(number_of("CAP_EVERYTHING"), None);
         assert_eq!(1 << number_of("SYS_ADMIN").unwrap(), SYS_ADMIN);
+    }
+
+    #[test]
+    fn an_ambient_capability_must_be_inheritable() {
+        let sets = Sets { permitted: 0b111, inheritable: 0b011, ambient: 0b110, ..Sets::default() };
+        assert_eq!(sets.within(u64::MAX).ambient, 0b010);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub enum StateError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The name of a container is taken.
-    #[error("The container name \"/{name}\" is already in use by container \"{holder}\"")]
+    #[error("Conflict. The container name \"/{name}\" is already in use by container \"{holder}\"")]
     NameTaken {
         /// The name.
         name: String,

@@ -10,8 +10,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Timespec, flock};
 use rustix::io::Errno;
 
 use crate::StateError;
@@ -41,6 +42,27 @@ pub fn try_exclusive(path: &Path, command: &str) -> Result<Option<Lock>, StateEr
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(e) => Err(StateError::io("lock", path, e)),
     }
+}
+
+/// Waits until nobody holds the lock on `path`, at most `for_at_most`; whether that came to pass. For locks that
+/// are held for milliseconds by a process that is about to end: the lock is looked at every other millisecond,
+/// because a `flock` can be waited for without a bound only.
+///
+/// # Errors
+/// The file is there and cannot be asked.
+pub fn wait_free(path: &Path, for_at_most: Duration) -> Result<bool, StateError> {
+    let step = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    let until = coracle_base::time::monotonic() + for_at_most;
+    while is_held(path)? {
+        if coracle_base::time::monotonic() >= until {
+            return Ok(false);
+        }
+        match rustix::event::poll(&mut [], Some(&step)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(StateError::io("wait for", path, e)),
+        }
+    }
+    Ok(true)
 }
 
 /// Whether somebody holds the lock on `path`; a missing file is not held.

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coracle_base::{Cancel, Progress, ProgressEvent, timeline};
+use coracle_base::{Cancel, Explain, Progress, ProgressEvent, timeline};
 use coracle_oci::{Digest, Document, ImageConfig, Manifest, Platform, Reference};
 use coracle_registry::{Blob, Client};
 use coracle_store::{BlobSource, Ingest, LayerSource, LeaseKind, ManifestRecord, RefUpdate};
@@ -69,7 +69,7 @@ impl Engine {
         let target = found.index.as_ref().map_or(&found.digest, |(digest, _)| digest).clone();
         let repository = reference.repository();
         let config = client.blob(repository, &found.manifest.config, progress).bytes(CONFIG_BYTES_MAX)?;
-        check_platform(&reference, &config, wanted.as_ref())?;
+        check_platform(&reference, &config, wanted.as_ref().or(found.index.is_some().then_some(&host)))?;
         let record = record(
             &found.manifest,
             found.digest.clone(),
@@ -132,11 +132,8 @@ fn find(
         Document::Index(index) => index,
     };
     let chosen = index.choose(platform).map_err(|e| EngineError::Invalid {
-        message: format!(
-            "no matching manifest for {platform} in the manifest list entries of {}: {e}",
-            reference.familiar()
-        ),
-        hint: Some("choose one of its platforms with --platform".to_owned()),
+        message: format!("{}: {e}", reference.familiar()),
+        hint: e.hint(),
     })?;
     let by_digest = reference.with_digest(chosen.digest.clone());
     let inner = client.manifest(&by_digest, progress)?;
