@@ -4,11 +4,11 @@
 //! removed by renaming the directory away and deleting it. A crash in between leaves a hidden directory, which a
 //! later command deletes (`sweep.rs`).
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use coracle_base::time::Timestamp;
 use coracle_base::{Cancel, Progress};
@@ -18,6 +18,7 @@ use coracle_state::container::{ContainerSpec, ImageUse, MountSource, NetworkMode
 use coracle_state::files::{self, Durability};
 use coracle_state::lock::{self, Lock};
 use coracle_state::{ContainerId, names as taken};
+use coracle_store::layer::RootAttributes;
 use coracle_store::{Image, LeaseKind};
 
 use crate::merge::{Identity, merge};
@@ -162,13 +163,7 @@ impl Engine {
         let _creating = lock::exclusive(&new.join("lock"), self.command())?;
         spec.name = self.claim_name(asked, &spec.id)?;
         undo.name = Some(spec.name.clone());
-        for (dir, mode) in [("upper", 0o755), ("work", 0o700)] {
-            let path = new.join(dir);
-            fs::DirBuilder::new()
-                .mode(mode)
-                .create(&path)
-                .map_err(|e| EngineError::io(format!("create {}", path.display()), e))?;
-        }
+        make_layer(&new, &image.root)?;
         let _volumes = self.prepare_mounts(&mut spec, requests, image)?;
         let durability = if spec.lifecycle.auto_remove { Durability::Volatile } else { Durability::Durable };
         if spec.lifecycle.auto_remove {
@@ -516,6 +511,21 @@ impl Engine {
 const SIGKILL: i32 = 9;
 /// Seconds between the stop signal and the kill.
 const STOP_TIMEOUT_S: i64 = 10;
+
+/// The container's own layer. Its mode and owner are what the container sees of its `/`: the image's.
+fn make_layer(dir: &Path, root: &RootAttributes) -> Result<(), EngineError> {
+    let failed = |path: &Path, e: io::Error| EngineError::io(format!("create {}", path.display()), e);
+    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    for path in [&upper, &work] {
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(|e| failed(path, e))?;
+    }
+    if (root.uid, root.gid) != (0, 0) {
+        std::os::unix::fs::chown(&upper, Some(root.uid), Some(root.gid)).map_err(|e| failed(&upper, e))?;
+    }
+    // After the owner, whose change clears setgid; past the umask, which `mkdir` obeys.
+    fs::set_permissions(&upper, fs::Permissions::from_mode(u32::from(root.mode)))
+        .map_err(|e| failed(&upper, e))
+}
 
 fn prepare_bind(path: &str, create: bool) -> Result<(), EngineError> {
     let path = PathBuf::from(path);

@@ -46,7 +46,7 @@ pub enum EngineError {
     State(#[from] StateError),
     /// The image store failed.
     #[error(transparent)]
-    Store(#[from] coracle_store::StoreError),
+    Store(coracle_store::StoreError),
     /// A registry failed.
     #[error(transparent)]
     Registry(#[from] coracle_registry::RegistryError),
@@ -86,6 +86,22 @@ impl EngineError {
     /// Wraps an I/O error with what was done to what.
     pub(crate) fn io(action: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Self::Io { action: action.into(), source: source.into() }
+    }
+}
+
+/// A layer that could not be fetched failed at its registry, and the registry's error knows why.
+impl From<coracle_store::StoreError> for EngineError {
+    fn from(error: coracle_store::StoreError) -> Self {
+        match error {
+            coracle_store::StoreError::Source { digest, source } => {
+                match source.downcast::<coracle_registry::RegistryError>() {
+                    Ok(registry) => Self::Registry(*registry),
+                    Err(source) => Self::Store(coracle_store::StoreError::Source { digest, source }),
+                }
+            }
+            coracle_store::StoreError::Canceled => Self::Canceled(Canceled),
+            other => Self::Store(other),
+        }
     }
 }
 

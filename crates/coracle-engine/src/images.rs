@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// Deletes layers and objects that nothing reaches any more; returns the bytes that are free now.
-    fn collect(&self) -> Result<u64, EngineError> {
+    pub(crate) fn collect(&self) -> Result<u64, EngineError> {
         Ok(self.store_for_writing()?.gc(&GcOptions::default())?.reclaimed_bytes)
     }
 

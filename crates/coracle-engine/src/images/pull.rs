@@ -46,12 +46,29 @@ struct Found {
 }
 
 impl Engine {
-    /// Fetches an image from its registry, unless the store has exactly it.
+    /// Fetches an image from its registry, unless the store has exactly it. If the disk is full, what nothing
+    /// uses is deleted, and the pull goes on where it was.
     ///
     /// # Errors
     /// The name is not one, the registry does not deliver, the image has no such platform, or the disk refuses.
     /// Layers that arrived whole are kept for the next attempt.
     pub fn pull(
+        &self,
+        name: &str,
+        platform: Option<&str>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<PullOutcome, EngineError> {
+        match self.pull_once(name, platform, progress, cancel) {
+            Err(EngineError::Store(error)) if error.is_out_of_space() && self.collect()? > 0 => {
+                progress.event(ProgressEvent::Message("The disk was full: unused layers were deleted"));
+                self.pull_once(name, platform, progress, cancel)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn pull_once(
         &self,
         name: &str,
         platform: Option<&str>,
