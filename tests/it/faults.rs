@@ -38,7 +38,7 @@ fn a_full_disk_is_said_and_the_store_lives_on() {
 #[test]
 fn a_reboot_leaves_images_volumes_and_stopped_containers() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    let id = sandbox.run(&["create", "-v", "v:/v", "busybox", "echo", "after"]).ok();
+    let id = sandbox.run(&["create", "-v", "vol:/v", "busybox", "echo", "after"]).ok();
     // What a reboot does to the run directory.
     for mount in std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().rev() {
         let point = Path::new(mount.split(' ').nth(4).unwrap());

@@ -5,8 +5,8 @@ use crate::sandbox::Sandbox;
 #[test]
 fn logs_come_back_on_the_stream_they_went_to() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    sandbox.run(&["run", "--name", "l", "busybox", "sh", "-c", "echo out; echo err >&2"]);
-    let logs = sandbox.run(&["logs", "l"]);
+    sandbox.run(&["run", "--name", "log-l", "busybox", "sh", "-c", "echo out; echo err >&2"]);
+    let logs = sandbox.run(&["logs", "log-l"]);
     assert_eq!((logs.ok().as_str(), logs.err.as_str()), ("out", "err\n"));
     sandbox.run(&["logs", "missing"]).fails(1, &["No such container: missing"]);
 }
@@ -14,13 +14,13 @@ fn logs_come_back_on_the_stream_they_went_to() {
 #[test]
 fn tail_and_time_stamps() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    sandbox.run(&["run", "--name", "l", "busybox", "seq", "100"]).ok();
-    assert_eq!(sandbox.run(&["logs", "--tail", "2", "l"]).ok(), "99\n100");
-    let stamped = sandbox.run(&["logs", "-t", "-n", "1", "l"]).ok();
+    sandbox.run(&["run", "--name", "log-l", "busybox", "seq", "100"]).ok();
+    assert_eq!(sandbox.run(&["logs", "--tail", "2", "log-l"]).ok(), "99\n100");
+    let stamped = sandbox.run(&["logs", "-t", "-n", "1", "log-l"]).ok();
     let (time, text) = stamped.split_once(' ').unwrap();
     assert!(coracle_base::time::Timestamp::parse_rfc3339(time).is_some() && text == "100", "{stamped}");
-    assert_eq!(sandbox.run(&["logs", "--until", "2000-01-01T00:00:00Z", "l"]).ok(), "");
-    assert_eq!(sandbox.run(&["logs", "--since", "2000-01-01T00:00:00Z", "l"]).ok().lines().count(), 100);
+    assert_eq!(sandbox.run(&["logs", "--until", "2000-01-01T00:00:00Z", "log-l"]).ok(), "");
+    assert_eq!(sandbox.run(&["logs", "--since", "2000-01-01T00:00:00Z", "log-l"]).ok().lines().count(), 100);
 }
 
 #[test]
@@ -41,10 +41,14 @@ fn the_log_is_dockers_json() {
 fn a_log_rotates_and_reads_as_one() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
     let options = ["--log-opt", "max-size=20k", "--log-opt", "max-file=3"];
-    let args: Vec<&str> =
-        ["run", "--name", "r"].iter().chain(&options).chain(&["busybox", "seq", "1000"]).copied().collect();
+    let args: Vec<&str> = ["run", "--name", "log-r"]
+        .iter()
+        .chain(&options)
+        .chain(&["busybox", "seq", "1000"])
+        .copied()
+        .collect();
     sandbox.run(&args).ok();
-    let out = sandbox.run(&["logs", "r"]).ok();
+    let out = sandbox.run(&["logs", "log-r"]).ok();
     let numbers: Vec<u32> = out.lines().map(|l| l.parse().unwrap()).collect();
     assert_eq!(numbers.last(), Some(&1000));
     assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "a gap or a repeat in {numbers:?}");
@@ -55,8 +59,8 @@ fn a_log_rotates_and_reads_as_one() {
 fn a_container_without_log_says_so() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
     assert_eq!(
-        sandbox.run(&["run", "--name", "n", "--log-driver", "none", "busybox", "echo", "x"]).ok(),
+        sandbox.run(&["run", "--name", "log-n", "--log-driver", "none", "busybox", "echo", "x"]).ok(),
         "x"
     );
-    sandbox.run(&["logs", "n"]).fails(1, &["does not support reading"]);
+    sandbox.run(&["logs", "log-n"]).fails(1, &["does not support reading"]);
 }

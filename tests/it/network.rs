@@ -1,12 +1,12 @@
 //! The default bridge, published ports, and doing without.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::sandbox::{Sandbox, interfaces};
+use crate::sandbox::{Sandbox, enter_network_of, interfaces};
 
 /// The answer of a container that listens with `nc`.
 fn ask(address: &str) -> std::io::Result<String> {
@@ -23,13 +23,30 @@ fn accept_one(listener: TcpListener) -> std::thread::JoinHandle<bool> {
     std::thread::spawn(move || listener.accept().is_ok())
 }
 
-const SERVE: &str = "echo up; while :; do nc -l -p 80 -e sh -c 'read word; echo got $word'; done";
+/// Answers so many connections to port 80 in the container's network, from a thread that is in there until then.
+fn serve(sandbox: &Sandbox, id: &str, connections: usize) -> std::thread::JoinHandle<()> {
+    let pid = u32::try_from(sandbox.inspect(id, "/State/Pid").as_u64().unwrap()).unwrap();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        enter_network_of(pid);
+        let listener = TcpListener::bind("0.0.0.0:80").unwrap();
+        ready.send(()).unwrap();
+        for stream in listener.incoming().take(connections) {
+            let mut stream = stream.unwrap();
+            let mut word = String::new();
+            BufReader::new(&stream).read_line(&mut word).unwrap();
+            stream.write_all(format!("got {word}").as_bytes()).unwrap();
+        }
+    });
+    is_ready.recv().unwrap();
+    thread
+}
 
 #[test]
 fn a_published_port_answers_from_the_host_and_from_a_container() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    let id = sandbox.detached(&["-p", "127.0.0.1::80", "-p", "8080:80", "busybox", "sh", "-c", SERVE]);
-    sandbox.wait_for_log(&id, "up");
+    let id = sandbox.detached(&["-p", "127.0.0.1::80", "-p", "8080:80", "busybox", "sleep", "1000"]);
+    let served = serve(&sandbox, &id, 5);
     let ports = sandbox.inspect(&id, "/NetworkSettings/Ports/80~1tcp");
     let local = ports.as_array().unwrap().iter().find(|p| p["HostIp"] == "127.0.0.1").unwrap();
     let port = local["HostPort"].as_str().unwrap();
@@ -47,6 +64,7 @@ fn a_published_port_answers_from_the_host_and_from_a_container() {
         table.contains("0.0.0.0:8080->80/tcp") && table.contains(&format!("127.0.0.1:{port}->80/tcp")),
         "{table}"
     );
+    served.join().unwrap();
     sandbox.run(&["rm", "-f", &id]).ok();
     assert!(ask("127.0.0.1:8080").is_err(), "the port outlived its container");
     sandbox.assert_no_traces();
@@ -78,26 +96,26 @@ fn a_port_that_a_program_has_is_refused() {
 #[test]
 fn udp_and_ranges_are_published() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    let id = sandbox.detached(&[
-        "-p",
-        "127.0.0.1:7000-7002:7000-7002/udp",
-        "busybox",
-        "sh",
-        "-c",
-        "echo up; nc -u -l -p 7001 -e cat",
-    ]);
-    sandbox.wait_for_log(&id, "up");
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let id = sandbox.detached(&["-p", "127.0.0.1:7000-7002:7000-7002/udp", "busybox", "sleep", "1000"]);
+    // No applet echoes datagrams: a thread in the container's network does.
+    let pid = u32::try_from(sandbox.inspect(&id, "/State/Pid").as_u64().unwrap()).unwrap();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let echo = std::thread::spawn(move || {
+        enter_network_of(pid);
+        let socket = UdpSocket::bind("0.0.0.0:7001").unwrap();
+        ready.send(()).unwrap();
+        let mut word = [0; 16];
+        let (n, from) = socket.recv_from(&mut word).unwrap();
+        socket.send_to(&word[..n], from).unwrap();
+    });
+    is_ready.recv().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.send_to(b"ping", "127.0.0.1:7001").unwrap();
     let mut answer = [0; 16];
-    // Datagrams may be lost while the listener comes up: asking again is the protocol.
-    let n = (0..50)
-        .find_map(|_| {
-            socket.send_to(b"ping", "127.0.0.1:7001").ok()?;
-            socket.recv(&mut answer).ok()
-        })
-        .expect("an answer");
-    assert_eq!(&answer[..n], b"ping");
+    let (n, from) = socket.recv_from(&mut answer).unwrap();
+    assert_eq!((&answer[..n], from.to_string().as_str()), (&b"ping"[..], "127.0.0.1:7001"));
+    echo.join().unwrap();
     let ports = sandbox.run(&["ps", "--format", "{{.Ports}}"]).ok();
     assert_eq!(ports, "127.0.0.1:7000-7002->7000-7002/udp");
 }
@@ -114,7 +132,7 @@ fn no_network_has_loopback_only() {
             "busybox",
             "sh",
             "-c",
-            "ip -o link | wc -l; ping -c 1 -W 1 127.0.0.1 >/dev/null && echo lo",
+            "ip -o link | wc -l; ip -o link | grep -q LOOPBACK,UP && echo lo",
         ])
         .ok();
     assert_eq!(out, "1\nlo");
@@ -126,6 +144,7 @@ fn the_hosts_network_is_the_hosts() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let accepted = accept_one(listener);
     sandbox
         .run(&[
             "run",
@@ -144,8 +163,8 @@ fn the_hosts_network_is_the_hosts() {
 #[test]
 fn a_container_can_share_anothers_network() {
     let Some(sandbox) = Sandbox::with_busybox() else { return };
-    let id = sandbox.detached(&["--name", "first", "busybox", "sh", "-c", SERVE]);
-    sandbox.wait_for_log(&id, "up");
+    let id = sandbox.detached(&["--name", "first", "busybox", "sleep", "1000"]);
+    let served = serve(&sandbox, &id, 1);
     let out = sandbox.run(&[
         "run",
         "--rm",
@@ -157,6 +176,7 @@ fn a_container_can_share_anothers_network() {
         "echo ping | nc 127.0.0.1 80",
     ]);
     assert_eq!(out.ok(), "got ping");
+    served.join().unwrap();
 }
 
 #[test]

@@ -223,8 +223,7 @@ impl Sandbox {
         let below = |path: &Path| self.is_ours(path);
         let mounts: Vec<PathBuf> = mount_points().into_iter().filter(|p| below(p)).collect();
         assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
-        let interfaces = interfaces();
-        let strange: Vec<&String> = interfaces.iter().filter(|i| *i != "lo" && !is_bridge(i)).collect();
+        let strange = stray_interfaces_after_a_while();
         assert!(strange.is_empty(), "interfaces are left: {strange:?}");
         let rules = self.port_rules();
         assert!(rules.is_empty(), "port rules are left: {rules:?}");
@@ -316,6 +315,13 @@ impl Drop for Sandbox {
     }
 }
 
+/// Moves the calling thread into the network namespace of a process.
+pub(crate) fn enter_network_of(pid: u32) {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+}
+
 /// Moves the calling thread into a network namespace of its own, with loopback up. What it starts from now
 /// on, threads and processes, is in there too.
 fn enter_new_network() {
@@ -324,9 +330,7 @@ fn enter_new_network() {
     holder
         .wait_for_line("a network namespace", Duration::from_secs(20), |l| (l == "up").then_some(()))
         .unwrap();
-    let namespace = fs::File::open(format!("/proc/{}/ns/net", holder.pid())).unwrap();
-    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+    enter_network_of(holder.pid());
 }
 
 /// The entries of a directory; none if it is not there.
@@ -344,6 +348,19 @@ fn mount_points() -> Vec<PathBuf> {
 pub(crate) fn interfaces() -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     text.lines().skip(2).filter_map(|l| l.split(':').next()).map(|n| n.trim().to_owned()).collect()
+}
+
+/// Interfaces that belong to no network, once the kernel has had time to remove those of namespaces that have
+/// ended: it does so after the last process is gone.
+fn stray_interfaces_after_a_while() -> Vec<String> {
+    let stray = || interfaces().into_iter().filter(|i| i != "lo" && !is_bridge(i)).collect::<Vec<_>>();
+    if stray().is_empty() {
+        return Vec::new();
+    }
+    let events = Background::start(shell::command("ip").args(["monitor", "link"])).unwrap();
+    // Whatever happens to a link before the time is up is a reason to look again.
+    while !stray().is_empty() && events.wait_for_line("an event", FAREWELL, |_| Some(())).is_ok() {}
+    stray()
 }
 
 /// A bridge stays with its network, as Docker's does.

@@ -47,7 +47,7 @@ fn an_empty_volume_is_filled_from_the_image() {
         "run",
         "--rm",
         "--mount",
-        "type=volume,src=e,dst=/etc,volume-nocopy",
+        "type=volume,src=empty,dst=/etc,volume-nocopy",
         "busybox",
         "sh",
         "-c",
@@ -109,7 +109,7 @@ fn a_link_in_the_image_cannot_lead_a_mount_out_of_it() {
     let escape = Tar::new().symlink("escape", &outside.to_string_lossy()).unwrap().finish().unwrap();
     let image =
         server.add("e:1", &json!({"Env": ["PATH=/bin"]}), &[xtask::image::busybox_tar().unwrap(), escape]);
-    sandbox.run(&["run", "--rm", "-v", "v:/escape/sub", &image, "true"]);
+    sandbox.run(&["run", "--rm", "-v", "vol:/escape/sub", &image, "true"]);
     assert_eq!(crate::sandbox::entries(&outside).len(), 0, "a mount point was made outside of the container");
     sandbox.assert_no_traces();
 }
@@ -141,16 +141,16 @@ fn a_tmpfs_has_its_size_and_mode() {
 #[test]
 fn volume_commands_speak_dockers_shapes() {
     let Some(sandbox) = Sandbox::new() else { return };
-    assert_eq!(sandbox.run(&["volume", "create", "--label", "a=b", "v"]).ok(), "v");
-    let text = sandbox.run(&["volume", "inspect", "v"]).ok();
+    assert_eq!(sandbox.run(&["volume", "create", "--label", "a=b", "vol"]).ok(), "vol");
+    let text = sandbox.run(&["volume", "inspect", "vol"]).ok();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value[0]["Labels"], json!({"a": "b"}));
     assert_eq!(value[0]["Driver"], json!("local"));
     assert!(std::path::Path::new(value[0]["Mountpoint"].as_str().unwrap()).is_dir());
     let table = sandbox.run(&["volume", "ls"]).ok();
-    assert!(table.starts_with("DRIVER    VOLUME NAME\nlocal     v"), "{table}");
+    assert!(table.starts_with("DRIVER    VOLUME NAME\nlocal     vol"), "{table}");
     sandbox.run(&["volume", "inspect", "none"]).fails(1, &["none"]);
     sandbox.run(&["volume", "create", "bad/name"]).fails(1, &["bad/name"]);
     let pruned = sandbox.run(&["volume", "prune", "-f", "-a"]).ok();
-    assert!(pruned.contains("Deleted Volumes:\nv\n"), "{pruned}");
+    assert!(pruned.contains("Deleted Volumes:\nvol\n"), "{pruned}");
 }
