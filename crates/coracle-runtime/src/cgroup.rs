@@ -64,6 +64,11 @@ pub struct OomWatch {
     pub by_priority: bool,
 }
 
+/// `f_type` of a v1 hierarchy (Linux `include/uapi/linux/magic.h`).
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+/// `f_type` of the unified hierarchy.
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
 impl Cgroup {
     /// The cgroups at `path` as they would be on this host, without making them. `path` is relative to the root
     /// of each hierarchy.
@@ -86,17 +91,17 @@ impl Cgroup {
             Mode::empty(),
         )
         .map_err(unreadable)?;
-        const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
         if rustix::fs::fstatfs(&top).map_err(unreadable)?.f_type == CGROUP2_SUPER_MAGIC {
             cgroup.v2 = Some(Path::new(MOUNT_POINT).join(&inner));
             return Ok(cgroup);
         }
         for name in directories(&top).map_err(unreadable)? {
-            let dir = Path::new(MOUNT_POINT).join(&name).join(&inner);
-            if name == "unified" {
-                cgroup.v2 = Some(dir);
-            } else {
-                cgroup.v1.push(Hierarchy { name, dir });
+            let root = Path::new(MOUNT_POINT).join(&name);
+            // A directory on which nothing is mounted is a place for a hierarchy, not one.
+            match rustix::fs::statfs(&root).map_err(unreadable)?.f_type {
+                CGROUP2_SUPER_MAGIC if name == "unified" => cgroup.v2 = Some(root.join(&inner)),
+                CGROUP_SUPER_MAGIC => cgroup.v1.push(Hierarchy { name, dir: root.join(&inner) }),
+                _ => {}
             }
         }
         Ok(cgroup)
