@@ -80,7 +80,7 @@ impl Summary {
         if line.starts_with("test result:") {
             self.section = Section::Progress;
             self.count(line);
-            return Some(line.to_owned());
+            return (!line.contains(" 0 passed; 0 failed; 0 ignored;")).then(|| line.to_owned());
         }
         if let Some(reason) = line.trim_start().strip_prefix("skipped: ") {
             *self.skipped.entry(reason.to_owned()).or_default() += 1;
@@ -92,7 +92,8 @@ impl Summary {
             Section::Successes => None,
             // One line per test would hide what matters.
             Section::Progress if line.starts_with("test ") && line.ends_with(" ... ok") => None,
-            Section::Progress if line.is_empty() => None,
+            Section::Progress if line.is_empty() || line.starts_with("running ") => None,
+            Section::Progress if line.trim_start().starts_with("Doc-tests ") => None,
             _ => Some(line.to_owned()),
         }
     }

@@ -192,7 +192,10 @@ impl Engine {
         let shared: &[&str] = if self.kind == Kind::Docker { &["dockerd", "containerd"] } else { &[] };
         #[expect(clippy::cast_precision_loss, reason = "a handful of containers")]
         let containers = containers as f64;
-        Ok(Memory { each: pss_kib(per_container)? / containers, shared: pss_kib(shared)? })
+        // Another Coracle on the machine has monitors, too.
+        let named =
+            if self.is_coracle() { self.run_dir().to_string_lossy().into_owned() } else { String::new() };
+        Ok(Memory { each: pss_kib(per_container, &named)? / containers, shared: pss_kib(shared, "")? })
     }
 }
 
@@ -203,8 +206,9 @@ impl Drop for Engine {
     }
 }
 
-/// The proportional set size of all processes with one of these executables, in KiB.
-fn pss_kib(programs: &[&str]) -> Result<f64, TaskError> {
+/// The proportional set size of all processes with one of these executables and `named` in their command
+/// line, in KiB.
+fn pss_kib(programs: &[&str], named: &str) -> Result<f64, TaskError> {
     let mut sum = 0.0;
     let all = fs::read_dir("/proc").map_err(io("read", "/proc"))?;
     for process in all.filter_map(Result::ok).map(|e| e.path()) {
@@ -212,6 +216,9 @@ fn pss_kib(programs: &[&str]) -> Result<f64, TaskError> {
         let Ok(program) = fs::read_link(process.join("exe")) else { continue };
         let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if !programs.contains(&name.trim_end_matches(" (deleted)")) {
+            continue;
+        }
+        if !String::from_utf8_lossy(&fs::read(process.join("cmdline")).unwrap_or_default()).contains(named) {
             continue;
         }
         let Ok(text) = fs::read_to_string(process.join("smaps_rollup")) else { continue };
@@ -231,6 +238,6 @@ mod tests {
     #[test]
     fn pss_is_read_from_the_rollup() {
         assert_eq!(pss_line("Rss:  900 kB\nPss:                 123 kB\nPss_Dirty:  5 kB\n"), Some(123.0));
-        assert!(pss_kib(&["no such program"]).unwrap().abs() < f64::EPSILON);
+        assert!(pss_kib(&["no such program"], "").unwrap().abs() < f64::EPSILON);
     }
 }

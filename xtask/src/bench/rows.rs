@@ -73,7 +73,12 @@ fn runtime<'a>(
     let work = move || {
         n += 1;
         let mut command = shell::command(&program);
-        command.args(prefix).arg("--root").arg(&state).arg("run").arg("--bundle").arg(bundle);
+        match prefix {
+            // A runtime of engines is told where to keep its state; Coracle's keeps none.
+            [] => command.arg("--root").arg(&state),
+            _ => command.args(prefix),
+        };
+        command.arg("run").arg("--bundle").arg(bundle);
         time_command(command.arg(format!("bench-{own_name}-{}-{n}", std::process::id())))
     };
     Candidate { name: name.to_owned(), work: Box::new(work) }
