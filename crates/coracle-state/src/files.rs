@@ -25,7 +25,9 @@ pub enum Durability {
 /// The file cannot be read, or is longer.
 pub fn read(path: &Path) -> Result<Vec<u8>, StateError> {
     let file = fs::File::open(path).map_err(|e| StateError::io("read", path, e))?;
-    let mut bytes = Vec::new();
+    // Room for all of it at once, and a byte more to see the end in the same call.
+    let expected = file.metadata().map_or(0, |m| m.len().min(STATE_BYTES_MAX));
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1);
     file.take(STATE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| StateError::io("read", path, e))?;
     if bytes.len() as u64 > STATE_BYTES_MAX {
         return Err(StateError::Damaged {

@@ -218,10 +218,12 @@ pub(super) fn fetch_layers<S: BlobSource>(
     cancel: &Cancel,
     open: &(dyn Fn(usize) -> S + Sync),
 ) -> Result<(), EngineError> {
-    let layers = distinct(&record.layers);
+    let mut layers = distinct(&record.layers);
     for (_, layer) in &layers {
         progress.event(ProgressEvent::Status { id: layer.digest.short(), status: "Pulling fs layer" });
     }
+    // The largest first: the last one to be begun should not be the one that all wait for.
+    layers.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<EngineError>> = Mutex::new(None);
     let failing = || failed.lock().is_ok_and(|f| f.is_some());
