@@ -122,13 +122,13 @@ fn graph_driver(directory: &Path) -> Value {
 fn mount(mount: &MountSpec, dirs: &Dirs) -> Option<Value> {
     let writable = Value::from(!mount.read_only);
     Some(match &mount.source {
-        MountSource::Volume { name, .. } => object([
+        MountSource::Volume { name, anonymous, .. } => object([
             ("Type", "volume".into()),
             ("Name", name.as_str().into()),
             ("Source", path_text(&dirs.volume(name).join("_data")).into()),
             ("Destination", mount.target.as_str().into()),
             ("Driver", "local".into()),
-            ("Mode", if mount.mode.is_empty() { "z" } else { mount.mode.as_str() }.into()),
+            ("Mode", if mount.mode.is_empty() && !anonymous { "z" } else { mount.mode.as_str() }.into()),
             ("RW", writable),
             ("Propagation", "".into()),
         ]),

@@ -115,6 +115,7 @@ impl Engine {
             },
         };
         let (mut spec, requests) = merge(asked, &config, identity)?;
+        crate::processors::check(&spec.resources)?;
         self.resolve_container_modes(&mut spec)?;
         self.take_over_volumes(asked, &mut spec)?;
         let warnings = warnings(&spec);
@@ -546,9 +547,7 @@ fn prepare_bind(path: &str, create: bool) -> Result<(), EngineError> {
 
 fn warnings(spec: &ContainerSpec) -> Vec<String> {
     let mut all = Vec::new();
-    let discarded =
-        matches!(spec.network.mode, NetworkMode::Host | NetworkMode::Container(_) | NetworkMode::None);
-    if discarded && !spec.network.publish.is_empty() {
+    if spec.network.mode == NetworkMode::Host && !spec.network.publish.is_empty() {
         all.push("Published ports are discarded when using host network mode".to_owned());
     }
     all

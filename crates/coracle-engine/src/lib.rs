@@ -12,6 +12,7 @@
 //! images.rs      find, tag, remove, prune   images/  pull, load, import
 //! sweep.rs       what commands and monitors that were killed have left
 //! volumes.rs     volumes                    copyup.rs  filling them from an image   devices.rs  devices of the host
+//! processors.rs  limits against the processors that there are
 //! ```
 
 mod bundle;
@@ -25,6 +26,7 @@ mod hostfiles;
 mod images;
 mod merge;
 mod names;
+mod processors;
 mod start;
 mod sweep;
 mod volumes;

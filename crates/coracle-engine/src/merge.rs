@@ -85,29 +85,23 @@ fn process(asked: &CreateSpec, image: &ImageConfig) -> ProcessSpec {
     }
 }
 
-/// The image's variables in their order, with the user's values, then the user's own. `NAME` alone unsets.
+/// The user's variables in their order, then those of the image that the user did not name. The last value of
+/// a name counts; `NAME` alone unsets.
 fn environment(image: &[String], asked: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut last: BTreeMap<String, &String> = BTreeMap::new();
     for entry in asked {
         last.insert(name(entry), entry);
     }
+    let of_image = image.iter().filter(|e| !last.contains_key(&name(e))).cloned().collect::<Vec<_>>();
     let mut env = Vec::with_capacity(image.len() + asked.len());
-    for entry in image {
-        match last.remove(&name(entry)) {
-            None => env.push(entry.clone()),
-            Some(entry) if entry.contains('=') => env.push(entry.clone()),
-            Some(_unset) => {}
-        }
-    }
     for entry in asked {
-        if last.remove(&name(entry)).is_some() {
-            let value = asked.iter().rev().find(|e| name(e) == name(entry)).unwrap_or(entry);
-            if value.contains('=') {
-                env.push(value.clone());
-            }
+        // The first place of a name with its last value.
+        if let Some(value) = last.remove(&name(entry)).filter(|v| v.contains('=')) {
+            env.push(value.clone());
         }
     }
+    env.extend(of_image);
     env
 }
 
@@ -271,7 +265,7 @@ mod tests {
     fn environment_is_merged_by_name_and_keeps_the_images_order() {
         let image = strings(&["PATH=/bin", "A=1", "B=2"]);
         let asked = strings(&["C=3", "A=9", "B", "C=4"]);
-        assert_eq!(environment(&image, &asked), ["PATH=/bin", "A=9", "C=4"]);
+        assert_eq!(environment(&image, &asked), ["C=4", "A=9", "PATH=/bin"]);
     }
 
     #[test]

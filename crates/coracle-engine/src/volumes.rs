@@ -302,14 +302,18 @@ pub(crate) fn remove_tree(path: &std::path::Path) -> Result<(), EngineError> {
 /// Bytes that the files below `path` occupy; what cannot be read counts as nothing.
 pub(crate) fn disk_usage(path: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    let mut total = 0;
-    for entry in entries.flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
-        total += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            total += disk_usage(&entry.path());
+    fn add(path: &std::path::Path, links: &mut std::collections::BTreeSet<(u64, u64)>) -> u64 {
+        let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+        let mut total = 0;
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                total += add(&entry.path(), links);
+            } else if metadata.nlink() == 1 || links.insert((metadata.dev(), metadata.ino())) {
+                total += metadata.len();
+            }
         }
+        total
     }
-    total
+    add(path, &mut std::collections::BTreeSet::new())
 }

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use flags::{Flag, Kind, Parsed, on, text};
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_RUN};
 
 /// How many arguments a command takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,6 @@ pub(crate) struct Command {
     pub(crate) anywhere: bool,
     /// How many arguments it takes.
     pub(crate) args: Args,
-    /// Exit code for a command line that is wrong.
-    pub(crate) wrong_exit: u8,
     /// What it does.
     pub(crate) run: fn(&Context, &Parsed) -> Outcome,
 }
@@ -136,11 +134,11 @@ pub(crate) fn read(words: &[String], table: &'static [&'static Command]) -> Resu
     }
 }
 
-/// A wrong command line as a failure, with where to look.
+/// A command line with wrong flags as a failure, with where to look. Docker's code for it is 125, whatever the
+/// command; a wrong number of arguments is 1.
 pub(crate) fn wrong(command: &Command, message: String, hint: Option<String>) -> Failure {
     let guess = hint.map_or_else(String::new, |h| format!("{h} "));
-    Failure::new(command.wrong_exit, message)
-        .with_hint(format!("{guess}See 'coracle {} --help'.", command.name()))
+    Failure::new(NOT_RUN, message).with_hint(format!("{guess}See 'coracle {} --help'.", command.name()))
 }
 
 fn names(command: &Command) -> impl Iterator<Item = &'static str> {
@@ -361,7 +359,7 @@ mod tests {
             "1: unknown command: coracle imgaes / did you mean 'images'? See 'coracle --help'."
         );
         assert_eq!(path("run --nosuchflag x"), "125: unknown flag: --nosuchflag / See 'coracle run --help'.");
-        assert_eq!(path("ps --nosuchflag"), "1: unknown flag: --nosuchflag / See 'coracle ps --help'.");
+        assert_eq!(path("ps --nosuchflag"), "125: unknown flag: --nosuchflag / See 'coracle ps --help'.");
         assert_eq!(
             path("run"),
             "1: 'coracle run' requires at least 1 argument / Usage: coracle run [OPTIONS] IMAGE [COMMAND] [ARG...]. See 'coracle run --help'."

@@ -12,7 +12,7 @@ use coracle_state::container::{MountSource, NetworkMode};
 use regex_lite::Regex;
 
 use crate::cli::flags::Parsed;
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_RUN};
 
 /// The conditions of one command.
 #[derive(Debug, Default)]
@@ -26,9 +26,12 @@ impl Filters {
         let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for text in parsed.all("filter") {
             let Some((key, value)) = text.split_once('=') else {
-                return Err(Failure::plain(format!(
-                    "invalid argument \"{text}\" for \"-f, --filter\" flag: invalid filter '{text}' (should be name=value)"
-                )));
+                return Err(Failure::new(
+                    NOT_RUN,
+                    format!(
+                        "invalid argument \"{text}\" for \"--filter\" flag: bad format of filter (expected name=value)"
+                    ),
+                ));
             };
             // `label!=x` reads as the key `label!`.
             let key = key.trim().to_ascii_lowercase();

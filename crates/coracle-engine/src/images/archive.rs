@@ -147,7 +147,7 @@ fn import_config(options: &ImportOptions) -> Result<ImageConfig, EngineError> {
         options.platform.as_deref().map(parse_platform).transpose()?.unwrap_or_else(Platform::host);
     let created = Timestamp::now().rfc3339();
     let comment =
-        if options.message.is_empty() { "Imported from a file".to_owned() } else { options.message.clone() };
+        if options.message.is_empty() { "Imported from -".to_owned() } else { options.message.clone() };
     let mut config = ImageConfig {
         created: created.clone(),
         comment: comment.clone(),

@@ -28,7 +28,6 @@ pub(crate) const INSPECT: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| inspect::run(context, parsed, inspect::Kind::Image),
 };
 

@@ -2,7 +2,7 @@
 
 use coracle_docker::{container, image, json, network, nulls, volume};
 use coracle_engine::EngineError;
-use coracle_gotemplate::{Root, Template};
+use coracle_gotemplate::{Root, Template, json_html_escaped};
 use serde_json::Value;
 
 use super::container::ls;
@@ -37,7 +37,6 @@ pub(crate) const ANY: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| {
         let kind = match parsed.text("type").unwrap_or("") {
             "" => Kind::Any,
@@ -45,7 +44,10 @@ pub(crate) const ANY: Command = Command {
             "image" => Kind::Image,
             "volume" => Kind::Volume,
             "network" => Kind::Network,
-            other => return Err(Failure::plain(format!("unknown type: \"{other}\""))),
+            other => {
+                return Err(Failure::plain(format!("unknown type: \"{other}\""))
+                    .with_hint("the types are container, image, network, volume"));
+            }
         };
         run(context, parsed, kind)
     },
@@ -113,9 +115,9 @@ impl Finder<'_> {
 
 /// Prints what was found, then says what was not.
 pub(crate) fn run(context: &Context, parsed: &Parsed, kind: Kind) -> Outcome {
-    let template = match parsed.text("format").map(str::trim).filter(|f| !f.is_empty()) {
-        None => None,
-        Some("json") => Some(parse("{{json .}}")?),
+    let format = parsed.text("format").map(str::trim).filter(|f| !f.is_empty());
+    let template = match format {
+        None | Some("json") => None,
         Some(format) => Some(parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?),
     };
     let finder = Finder { context, engine: context.engine()?, size: parsed.is_on("size") };
@@ -135,6 +137,8 @@ pub(crate) fn run(context: &Context, parsed: &Parsed, kind: Kind) -> Outcome {
         }
     }
     match &template {
+        // One line, one list: `jq '.[0]'` reads both forms.
+        None if format.is_some() => output::line(&json_html_escaped(&Value::Array(found)))?,
         None => output::line(&json::pretty(&Value::Array(found)))?,
         Some(template) => {
             for value in &found {
@@ -151,8 +155,11 @@ pub(crate) fn run(context: &Context, parsed: &Parsed, kind: Kind) -> Outcome {
     Ok(u8::from(!missing.is_empty()))
 }
 
+/// Docker's exit code for a template of `inspect` that cannot be read.
+const BAD_TEMPLATE: u8 = 64;
+
 fn parse(format: &str) -> Result<Template, Failure> {
-    Template::parse(format).map_err(|e| Failure::plain(format!("template parsing error: {e}")))
+    Template::parse(format).map_err(|e| Failure::new(BAD_TEMPLATE, format!("template parsing error: {e}")))
 }
 
 fn rendered(template: &Template, value: &Value) -> Result<(), Failure> {

@@ -26,7 +26,6 @@ pub(crate) const INSPECT: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| inspect::run(context, parsed, inspect::Kind::Network),
 };
 
@@ -44,7 +43,6 @@ pub(crate) const LS: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: ls,
 };
 

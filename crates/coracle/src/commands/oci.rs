@@ -26,7 +26,6 @@ pub(crate) const RUN: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::Exactly(1),
-    wrong_exit: 125,
     run,
 };
 

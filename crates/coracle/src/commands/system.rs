@@ -25,7 +25,6 @@ pub(crate) const VERSION: Command = Command {
     flags: &[FORMAT],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: version,
 };
 
@@ -38,7 +37,6 @@ pub(crate) const INFO: Command = Command {
     flags: &[FORMAT],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: info,
 };
 

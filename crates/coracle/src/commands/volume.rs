@@ -31,7 +31,6 @@ pub(crate) const CREATE: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtMost(1),
-    wrong_exit: 1,
     run: create,
 };
 
@@ -44,7 +43,6 @@ pub(crate) const INSPECT: Command = Command {
     flags: &[&[FORMAT] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| inspect::run(context, parsed, inspect::Kind::Volume),
 };
 
@@ -61,7 +59,6 @@ pub(crate) const LS: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: ls,
 };
 
@@ -78,7 +75,6 @@ pub(crate) const PRUNE: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: prune,
 };
 
@@ -91,7 +87,6 @@ pub(crate) const RM: Command = Command {
     flags: &[&[on("force", Some('f'), "A volume that is not there is fine")] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: rm,
 };
 

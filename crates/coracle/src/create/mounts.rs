@@ -1,6 +1,6 @@
 //! `-v`, `--mount` and `--tmpfs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use coracle_engine::MountRequest;
@@ -12,7 +12,9 @@ use crate::cli::flags::Parsed;
 /// All mounts asked for, in the order volumes, mounts, memory.
 pub(super) fn read(parsed: &Parsed, outside: &Outside<'_>) -> Parse<Vec<MountRequest>> {
     let mut all: Vec<MountRequest> = Vec::new();
-    for text in parsed.all("volume") {
+    let mut seen = BTreeSet::new();
+    // The very same option twice is one, as with Docker.
+    for text in parsed.all("volume").filter(|text| seen.insert(*text)) {
         add(&mut all, volume(text, outside)?)?;
     }
     for text in parsed.all("mount") {

@@ -24,7 +24,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::Exactly(1),
-    wrong_exit: 1,
     run,
 };
 

@@ -24,7 +24,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: create::flags::ALL,
     anywhere: false,
     args: Args::AtLeast(1),
-    wrong_exit: NOT_RUN,
     run,
 };
 

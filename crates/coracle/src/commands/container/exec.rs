@@ -41,7 +41,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: false,
     args: Args::AtLeast(2),
-    wrong_exit: 125,
     run,
 };
 
@@ -53,7 +52,7 @@ fn request(parsed: &Parsed) -> Result<ExecRequest, Failure> {
     };
     let tty = parsed.is_on("tty");
     let size = if tty { foreground::size() } else { terminal::Size::default() };
-    let env = env::read(parsed, &outside).map_err(|e| Failure::new(125, e))?;
+    let env = env::read(parsed, &outside).map_err(Failure::plain)?;
     Ok(ExecRequest {
         args: parsed.args.get(1..).unwrap_or(&[]).to_vec(),
         // A name that the caller does not have either says nothing here.
@@ -101,7 +100,7 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
     if request.tty {
         let signals =
             Signals::take(&[28]).map_err(|e| Failure::plain(format!("cannot take signals: {e}")))?;
-        let mut exec = session.exec(request, None)?;
+        let mut exec = session.exec(request, None).map_err(|e| not_started(e, detached))?;
         if detached {
             return Ok(0);
         }
@@ -117,7 +116,8 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
     let input = if interactive && !detached { stdin.as_fd() } else { null.as_fd() };
     let (output, errors) =
         if detached { (null.as_fd(), null.as_fd()) } else { (stdout.as_fd(), stderr.as_fd()) };
-    let mut exec = session.exec(request, Some([input, output, errors]))?;
+    let mut exec =
+        session.exec(request, Some([input, output, errors])).map_err(|e| not_started(e, detached))?;
     coracle_base::timeline::mark("process started");
     if detached {
         return Ok(0);
@@ -126,6 +126,21 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
     coracle_base::timeline::mark("process ended");
     Ok(foreground::code(code))
 }
+
+/// Docker's exit codes of a process that was not started: 127 if there is no such program, 126 for every other
+/// reason, and 1 if nobody waits for the process.
+fn not_started(error: MonitorError, detached: bool) -> Failure {
+    let code = match &error {
+        MonitorError::NotStarted(_) if detached => 1,
+        MonitorError::NotStarted(why) if why.exit_code == NOT_FOUND => 127,
+        MonitorError::NotStarted(_) => 126,
+        _ => return Failure::from(error),
+    };
+    Failure::from(error).with_code(code)
+}
+
+/// What a shell says of a program that is not there.
+const NOT_FOUND: i32 = 127;
 
 /// Bytes that pass at once.
 const CHUNK: usize = 16 << 10;
@@ -248,7 +263,20 @@ fn detaches(bytes: &[u8], keys: &[u8], matched: &mut usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::detaches;
+    use coracle_monitor::{MonitorError, NotStarted};
+
+    use super::{detaches, not_started};
+
+    #[test]
+    fn exit_codes_of_what_was_not_started() {
+        let code = |exit_code, detached| {
+            let why = NotStarted { exit_code, message: "no".to_owned(), hint: None };
+            not_started(MonitorError::NotStarted(why), detached).code
+        };
+        assert_eq!([code(127, false), code(126, false), code(125, false)], [127, 126, 126]);
+        assert_eq!(code(127, true), 1);
+        assert_eq!(not_started(MonitorError::Lost, false).code, 1);
+    }
 
     #[test]
     fn detach_keys_are_found_across_reads() {

@@ -14,7 +14,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[&[text("signal", Some('s'), "string", "Signal to send (default KILL)")] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run,
 };
 

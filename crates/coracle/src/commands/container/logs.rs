@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::filter::moment;
 
 const FLAGS: &[Flag] = &[
-    on("details", None, "Accepted for Docker's sake"),
+    on("details", None, "Print the extra attributes of each line (there are none)"),
     on("follow", Some('f'), "Go on until the container ends"),
     text("since", None, "string", "From this moment on: RFC 3339, or how long ago (42m)"),
     text("tail", Some('n'), "string", "The last lines only (default all)"),
@@ -31,7 +31,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::Exactly(1),
-    wrong_exit: 1,
     run,
 };
 
@@ -63,7 +62,7 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
         false => None,
     };
     let follows = session.is_some();
-    let timestamps = parsed.is_on("timestamps");
+    let (timestamps, details) = (parsed.is_on("timestamps"), parsed.is_on("details"));
     let mut out = BufWriter::new(io::stdout().lock());
     let mut err = io::stderr().lock();
     let path = context.dirs.log(&container.spec.id);
@@ -78,6 +77,10 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
         };
         if timestamps {
             to.write_all(record.time.as_bytes())?;
+            to.write_all(b" ")?;
+        }
+        if details {
+            // No attributes, and the space that ends them.
             to.write_all(b" ")?;
         }
         to.write_all(record.text.as_bytes())?;

@@ -8,7 +8,7 @@ use coracle_engine::{Container, Engine};
 use crate::cli::flags::{Flag, Parsed, list, on, text};
 use crate::cli::{Args, Command, Outcome};
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_RUN};
 use crate::filter::{self, Filters, PsFilter};
 use crate::table::{self, Row, Shape};
 
@@ -32,7 +32,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run,
 };
 
@@ -46,9 +45,12 @@ fn last(parsed: &Parsed) -> Result<Option<usize>, Failure> {
     match parsed.text("last").map(|t| (t, t.parse::<i64>())) {
         None => Ok(None),
         Some((_, Ok(n))) => Ok(usize::try_from(n).ok().filter(|n| *n > 0)),
-        Some((given, Err(_))) => Err(Failure::plain(format!(
-            "invalid argument \"{given}\" for \"-n, --last\" flag: strconv.ParseInt: parsing \"{given}\": invalid syntax"
-        ))),
+        Some((given, Err(_))) => Err(Failure::new(
+            NOT_RUN,
+            format!(
+                "invalid argument \"{given}\" for \"-n, --last\" flag: strconv.ParseInt: parsing \"{given}\": invalid syntax"
+            ),
+        )),
     }
 }
 

@@ -12,7 +12,6 @@ pub(crate) const PAUSE: Command = Command {
     flags: &[],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| each(context, &parsed.args, &|engine, container| Ok(engine.pause(container)?)),
 };
 
@@ -25,6 +24,5 @@ pub(crate) const UNPAUSE: Command = Command {
     flags: &[],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: |context, parsed| each(context, &parsed.args, &|engine, container| Ok(engine.unpause(container)?)),
 };

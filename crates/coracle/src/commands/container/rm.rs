@@ -26,7 +26,6 @@ pub(crate) const COMMAND: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run,
 };
 
@@ -42,7 +41,6 @@ pub(crate) const PRUNE: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: prune,
 };
 

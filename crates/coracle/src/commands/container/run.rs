@@ -21,7 +21,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: flags::FOR_RUN,
     anywhere: false,
     args: Args::AtLeast(1),
-    wrong_exit: NOT_RUN,
     run,
 };
 

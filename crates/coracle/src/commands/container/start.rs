@@ -23,7 +23,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run,
 };
 
@@ -65,6 +64,7 @@ fn attached(context: &Context, parsed: &Parsed) -> Outcome {
     foreground::check_tty(wishes.stdin, wishes.tty)?;
     let signals = foreground::take_signals(&wishes)?;
     let options = StartOptions { attach: foreground::attach(&wishes), stdin_once: false };
-    let session = engine.start(&container.spec.id, options)?;
+    // Only `run` tells by its code why a program was not started.
+    let session = engine.start(&container.spec.id, options).map_err(|e| Failure::from(e).with_code(1))?;
     foreground::follow(&engine, &container.spec.id, session, &wishes, &signals)
 }

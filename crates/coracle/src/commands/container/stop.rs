@@ -22,7 +22,6 @@ pub(crate) const STOP: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: stop,
 };
 
@@ -35,7 +34,6 @@ pub(crate) const RESTART: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run: restart,
 };
 

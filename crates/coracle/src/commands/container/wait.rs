@@ -15,7 +15,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run,
 };
 

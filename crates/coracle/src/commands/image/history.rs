@@ -29,7 +29,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::Exactly(1),
-    wrong_exit: 1,
     run,
 };
 
@@ -51,7 +50,8 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
         .into_iter()
         .map(|fields| Row { fields, labels: BTreeMap::new() })
         .collect();
-    let columns = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"];
+    let created = if options.human { "CreatedSince" } else { "CreatedAt" };
+    let columns = ["ID", created, "CreatedBy", "Size", "Comment"];
     table::print(&SHAPE, &columns, &rows, parsed.text("format"), parsed.is_on("quiet"))?;
     Ok(0)
 }

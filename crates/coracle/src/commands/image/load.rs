@@ -27,7 +27,6 @@ pub(crate) const LOAD: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: load,
 };
 
@@ -44,7 +43,6 @@ pub(crate) const IMPORT: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::Between(1, 2),
-    wrong_exit: 1,
     run: import,
 };
 

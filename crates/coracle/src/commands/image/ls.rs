@@ -31,7 +31,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[FLAGS],
     anywhere: true,
     args: Args::AtMost(1),
-    wrong_exit: 1,
     run,
 };
 

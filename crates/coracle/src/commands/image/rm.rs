@@ -24,7 +24,6 @@ pub(crate) const COMMAND: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::AtLeast(1),
-    wrong_exit: 1,
     run,
 };
 
@@ -41,7 +40,6 @@ pub(crate) const PRUNE: Command = Command {
     ] as &[Flag]],
     anywhere: true,
     args: Args::None,
-    wrong_exit: 1,
     run: prune,
 };
 

@@ -13,7 +13,6 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[],
     anywhere: true,
     args: Args::Exactly(2),
-    wrong_exit: 1,
     run,
 };
 
