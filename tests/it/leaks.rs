@@ -55,6 +55,21 @@ fn addresses_are_given_once_among_many() {
     addresses.sort();
     addresses.dedup();
     assert_eq!(addresses.len(), ids.len());
+    remove_at_once(&sandbox, &ids);
+}
+
+#[test]
+fn fifty_running_containers_are_removed_at_once() {
+    let Some(sandbox) = Sandbox::with_busybox() else { return };
+    // More than once: monitors say their last words while their directories are being removed.
+    for _ in 0..3 {
+        let ids: Vec<String> =
+            (0..50).map(|_| sandbox.detached(&["--network", "none", "busybox", "sleep", "1000"])).collect();
+        remove_at_once(&sandbox, &ids);
+    }
+}
+
+fn remove_at_once(sandbox: &Sandbox, ids: &[String]) {
     let all: Vec<&str> = ["rm", "-f"].into_iter().chain(ids.iter().map(String::as_str)).collect();
     assert_eq!(sandbox.run(&all).ok().lines().count(), ids.len());
     sandbox.assert_no_traces();

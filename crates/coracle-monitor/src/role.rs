@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use coracle_base::time::Timestamp;
 use coracle_base::{explain, timeline};
+use coracle_state::StateError;
 use coracle_state::container::{Exit, RunState, Status};
 use coracle_state::files::{self, Durability};
 use coracle_sys::{process, socket};
@@ -373,8 +374,12 @@ impl Monitor {
             if !self.settings.auto_remove {
                 let state = self.state(Status::Exited { exit: self.exit.clone() });
                 let path = self.settings.dirs().container(&self.settings.id).join("exit.json");
-                let written = files::replace_json(&path, &state, Durability::Volatile);
-                self.try_step(written.map_err(MonitorError::from));
+                match files::replace_json(&path, &state, Durability::Volatile) {
+                    // Whoever has just been told of the end may have removed the container already. A note of
+                    // that would come into the run directory's removal.
+                    Err(StateError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                    written => self.try_step(written.map_err(MonitorError::from)),
+                }
             }
             self.alarm(Some(clock::now() + LINGER));
         }

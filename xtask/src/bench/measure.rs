@@ -4,6 +4,8 @@
 //! first rounds are thrown away. A rest between samples lets the kernel finish what the last one left
 //! behind: joining a cgroup waits for grace periods that a busy neighbour prolongs.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -76,7 +78,14 @@ pub fn timed<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<f64, Task
 /// # Errors
 /// If it fails; the error has what it said.
 pub fn time_command(command: &mut Command) -> Result<f64, TaskError> {
-    command.stdout(Stdio::null()).stderr(Stdio::null());
+    // A file and not a pipe: nobody has to read while the clock runs, and what stays in the background with
+    // the other end open is not waited for.
+    let io = |source: std::io::Error| TaskError::Start { program: shell::line(command), source };
+    let made =
+        rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| io(e.into()))?;
+    let mut stderr = File::from(made);
+    let end = stderr.try_clone().map_err(io)?;
+    command.stdout(Stdio::null()).stderr(end);
     let begun = monotonic();
     let status =
         command.status().map_err(|source| TaskError::Start { program: shell::line(command), source })?;
@@ -84,10 +93,13 @@ pub fn time_command(command: &mut Command) -> Result<f64, TaskError> {
     if status.success() {
         return Ok(taken);
     }
-    // Once more, to learn what it says.
-    command.stderr(Stdio::piped());
-    let said = shell::output(command).map(|o| shell::said(&o.stderr)).unwrap_or_default();
-    Err(TaskError::Command { command: shell::line(command), status: status.to_string(), said })
+    let mut said = Vec::new();
+    stderr.rewind().and_then(|()| stderr.read_to_end(&mut said)).ok();
+    Err(TaskError::Command {
+        command: shell::line(command),
+        status: status.to_string(),
+        said: shell::said(&said),
+    })
 }
 
 /// Takes `rounds` samples of each candidate, in turns, after `warm_up` rounds that do not count. A candidate
