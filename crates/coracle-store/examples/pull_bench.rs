@@ -13,8 +13,8 @@ use coracle_base::time::monotonic;
 use coracle_oci::{Digest, Platform};
 use coracle_state::Dirs;
 use coracle_store::{
-    Access, BlobSource, DiffId, GcOptions, ImageQuery, Ingest, LayerSource, LeaseKind, ManifestLayer, ManifestRecord,
-    RefUpdate, Store,
+    Access, BlobSource, DiffId, GcOptions, ImageQuery, Ingest, LayerSource, LeaseKind, ManifestLayer,
+    ManifestRecord, RefUpdate, Store,
 };
 use ring::digest::{SHA256, digest};
 

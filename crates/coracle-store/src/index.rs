@@ -62,7 +62,9 @@ impl Store {
             let line = Line::split(line)?;
             let is_meant = match query {
                 ImageQuery::Name(name) => line.names.split(' ').any(|n| n == name),
-                ImageQuery::Digest(digest) => [line.manifest, line.target, line.id].contains(&digest.as_str()),
+                ImageQuery::Digest(digest) => {
+                    [line.manifest, line.target, line.id].contains(&digest.as_str())
+                }
                 ImageQuery::Id(_) => {
                     let hex = line.id.strip_prefix("sha256:")?;
                     prefix.as_ref().is_some_and(|prefix| hex.starts_with(prefix.hex()))
