@@ -64,12 +64,12 @@ fn lengths_of_names_paths_and_targets() {
 #[test]
 fn extended_headers_and_attributes() {
     let pax = |tar: &mut Tar, n: usize| {
-        tar.entry(&Head { flag: b'L', ..Head::default() }, &vec![b'a'; n]).file("x", b"").done()
+        tar.entry(&Head { flag: b'L', ..Head::default() }, &vec![b'a'; n]).file("x", b"").done();
     };
     let limits = || LayerLimits { pax_bytes_max: 100, ..default() };
     check(limits(), |tar| pax(tar, 100), |tar| pax(tar, 101), "long name");
     let xattr = |tar: &mut Tar, n: usize| {
-        tar.pax(&[("SCHILY.xattr.user.a", &vec![1; n])]).file(&n.to_string(), b"").done()
+        tar.pax(&[("SCHILY.xattr.user.a", &vec![1; n])]).file(&n.to_string(), b"").done();
     };
     let limits = || LayerLimits { xattr_bytes_max: 100, ..default() };
     check(limits(), |tar| xattr(tar, 94), |tar| xattr(tar, 95), "attributes of a file");
