@@ -11,7 +11,7 @@ use crate::shell;
 /// A program and the Debian package that brings it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tool {
-    /// The program's name.
+    /// The program's name, or the absolute path of a file.
     pub program: &'static str,
     /// The package.
     pub package: &'static str,
@@ -25,7 +25,11 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 pub const BUILD: &[Tool] = &[tool("cc", "gcc"), tool("musl-gcc", "musl-tools")];
 
 /// Compiles C dependencies for the second target.
-pub const CROSS: &[Tool] = &[tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
+pub const CROSS: &[Tool] = &[
+    tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+    // The compiler only recommends its headers.
+    tool("/usr/aarch64-linux-gnu/include/stdint.h", "libc6-dev-arm64-cross"),
+];
 
 /// Makes and pushes images.
 pub const IMAGES: &[Tool] = &[
@@ -53,7 +57,12 @@ pub const DEMO: &[Tool] = &[tool("psql", "postgresql-client")];
 pub fn missing(sets: &[&[Tool]]) -> Vec<&'static str> {
     let mut packages: Vec<&'static str> = Vec::new();
     for tool in sets.iter().copied().flatten() {
-        if shell::find(tool.program).is_none() && !packages.contains(&tool.package) {
+        let is_there = if tool.program.starts_with('/') {
+            Path::new(tool.program).exists()
+        } else {
+            shell::find(tool.program).is_some()
+        };
+        if !is_there && !packages.contains(&tool.package) {
             packages.push(tool.package);
         }
     }

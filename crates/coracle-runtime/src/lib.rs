@@ -6,7 +6,7 @@
 //! program runs. Every path that an image or a user names becomes a file descriptor once and is never resolved
 //! a second time.
 //!
-//! Invariant: [`start`] and [`exec`] are called by a process with one thread only (they refuse otherwise),
+//! Invariant: [`start()`] and [`exec()`] are called by a process with one thread only (they refuse otherwise),
 //! because the child runs on a copy of the caller's memory.
 //!
 //! Source: OCI runtime-spec 1.3 (`config.md`, `config-linux.md`, `runtime.md`).
