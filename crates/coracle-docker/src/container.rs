@@ -424,11 +424,15 @@ fn network_settings(spec: &ContainerSpec, state: &RunState) -> Value {
     let default = state.network.endpoints.iter().find(|e| e.network == "bridge");
     let address = default.map(|e| e.address.to_string()).unwrap_or_default();
     let gateway = default.and_then(|e| e.gateway).map(|g| g.to_string()).unwrap_or_default();
-    let key = format!("/run/coracle/netns/{}", spec.id.short());
+    // The namespace has no file of its own; `nsenter --net=` takes this one as well.
+    let key = match &state.status {
+        Status::Running { pid, .. } => format!("/proc/{pid}/ns/net"),
+        _ => String::new(),
+    };
     object([
         ("Bridge", "".into()),
         ("SandboxID", if status::is_up(state) { spec.id.as_str() } else { "" }.into()),
-        ("SandboxKey", if status::is_up(state) { key } else { String::new() }.into()),
+        ("SandboxKey", key.into()),
         ("Ports", published(spec, state)),
         ("HairpinMode", false.into()),
         ("LinkLocalIPv6Address", "".into()),

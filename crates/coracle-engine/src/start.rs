@@ -35,8 +35,6 @@ const MONITOR_LEAVES_MAX: Duration = Duration::from_secs(10);
 pub struct StartOptions {
     /// What the caller wants of the container from its first moment on.
     pub attach: Attach,
-    /// Standard input ends with the caller (`run -i`).
-    pub stdin_once: bool,
 }
 
 /// What the network set-up gave.
@@ -129,7 +127,7 @@ impl Engine {
             init: spec.process.init,
             create_cwd: true,
         };
-        let plan = Plan { launch, settings: self.settings(spec, &connected, options)? };
+        let plan = Plan { launch, settings: self.settings(spec, &connected)? };
         let path = plan.write()?;
         timeline::mark("plan written");
         let held = lock::try_exclusive(&self.monitor_lock(id), self.command())?.ok_or_else(|| {
@@ -150,12 +148,7 @@ impl Engine {
         Ok(session)
     }
 
-    fn settings(
-        &self,
-        spec: &ContainerSpec,
-        connected: &Connected,
-        options: StartOptions,
-    ) -> Result<Settings, EngineError> {
+    fn settings(&self, spec: &ContainerSpec, connected: &Connected) -> Result<Settings, EngineError> {
         let lifecycle = &spec.lifecycle;
         Ok(Settings {
             id: spec.id.clone(),
@@ -165,7 +158,8 @@ impl Engine {
             log_path: self.dirs().log(&spec.id),
             tty: spec.process.tty,
             open_stdin: spec.process.open_stdin,
-            stdin_once: options.stdin_once,
+            // Created with its input attached (`run -i`, `create -i`): the input ends with the first client.
+            stdin_once: spec.process.open_stdin && spec.process.attach.iter().any(|a| a == "stdin"),
             restart: lifecycle.restart,
             auto_remove: lifecycle.auto_remove,
             stop_signal: parse_signal(&lifecycle.stop_signal)?,
@@ -207,6 +201,7 @@ impl Engine {
             around.joined.push((LinuxNamespaceType::Pid, self.namespace_of(of, "pid")?));
         }
         if let Some(of) = spec.security.ipc_mode.strip_prefix("container:") {
+            self.check_shareable(of)?;
             around.joined.push((LinuxNamespaceType::Ipc, self.namespace_of(of, "ipc")?));
             around.shm = Some(self.process_path(of, "root/dev/shm")?);
         } else if spec.security.ipc_mode == "host" {
@@ -258,6 +253,18 @@ impl Engine {
     /// `/proc/<pid>/ns/<kind>` of another container's first process.
     fn namespace_of(&self, id: &str, kind: &str) -> Result<PathBuf, EngineError> {
         self.process_path(id, &format!("ns/{kind}"))
+    }
+
+    /// A container's System V objects and `/dev/shm` are its own unless it was created to share them.
+    fn check_shareable(&self, id: &str) -> Result<(), EngineError> {
+        let other = self.find(id)?.spec;
+        if matches!(other.security.ipc_mode.as_str(), "shareable" | "host") {
+            return Ok(());
+        }
+        Err(EngineError::conflict(
+            format!("can't join IPC of container {}: non-shareable IPC", other.id),
+            format!("create {} with --ipc shareable", other.name),
+        ))
     }
 
     fn process_path(&self, id: &str, below: &str) -> Result<PathBuf, EngineError> {

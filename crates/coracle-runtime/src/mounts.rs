@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_sys::mount::{self, Attributes};
+use coracle_sys::process;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -79,10 +80,40 @@ fn open_bind(mount: &Mount) -> Result<OwnedFd, LaunchError> {
         let field = format!("the mount on {}", mount.destination().display());
         return Err(LaunchError::spec(field, "a bind mount needs an absolute source"));
     }
-    mount::clone_path(source, options.bind.unwrap_or(true)).map_err(|error| match error.kind() {
+    let recursive = options.bind.unwrap_or(true);
+    let cloned = match mount::clone_path(source, recursive) {
+        // The kernel clones mounts of our own namespace only.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match inside_process(source) {
+            Some((namespace, path)) => clone_in(&namespace, &path, recursive),
+            None => Err(error),
+        },
+        other => other,
+    };
+    cloned.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => LaunchError::BindSource { path: source.display().to_string() },
         _ => LaunchError::step(format!("open the bind source {}", source.display()), error),
     })
+}
+
+/// `/proc/<pid>/root/a/b` as the mount namespace of that process and `/a/b` in it.
+fn inside_process(source: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut parts = source.strip_prefix("/proc").ok()?.components();
+    let pid: u32 = parts.next()?.as_os_str().to_str()?.parse().ok()?;
+    if parts.next()?.as_os_str() != "root" {
+        return None;
+    }
+    Some((PathBuf::from(format!("/proc/{pid}/ns/mnt")), Path::new("/").join(parts.as_path())))
+}
+
+/// Clones a mount where it lives: this process goes into that namespace and comes back. Its root and
+/// directory are shared with nobody, as the kernel wants of a process that does that.
+fn clone_in(namespace: &Path, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let open = |path: &Path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let (own, theirs) = (open(Path::new("/proc/self/ns/mnt"))?, open(namespace)?);
+    process::setns(theirs.as_fd(), libc::CLONE_NEWNS)?;
+    let cloned = mount::clone_path(path, recursive);
+    process::setns(own.as_fd(), libc::CLONE_NEWNS)?;
+    cloned
 }
 
 /// Whether a mount is the new `/dev` that we fill ourselves.
@@ -184,6 +215,9 @@ fn attach_one(
     // A link here would lead the kernel's own file systems astray (CVE-2019-19921, CVE-2023-28642).
     let links = !matches!(kind, "proc" | "sysfs");
     let target = Target::get(root, &path, true, links).map_err(unnamed)?;
+    if kind != "proc" {
+        keep_procfs(&path, &target, None)?;
+    }
     if matches!(kind, "cgroup" | "cgroup2") {
         return cgroups::attach(&target.fd, &options, cgroup);
     }
@@ -223,6 +257,7 @@ fn attach_bind(
     let stat = rustix::fs::fstat(source).map_err(unnamed)?;
     let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let target = Target::get(root, path, is_dir, true).map_err(unnamed)?;
+    keep_procfs(path, &target, Some(source))?;
     // The tree came with the propagation it has on the host: mounts in the container would appear there.
     let (propagation, recursive) = options.propagation.unwrap_or((MS_SLAVE, true));
     let change = Attributes { propagation, ..Attributes::default() };
@@ -233,6 +268,36 @@ fn attach_bind(
     mount::set_attributes(source.as_fd(), recursive, &change).map_err(unnamed)?;
     options.change(source.as_fd()).map_err(unnamed)?;
     mount::attach(source.as_fd(), target.fd.as_fd()).map_err(unnamed)
+}
+
+/// Files of procfs that may be covered: what they tell of the machine can be told otherwise (lxcfs does).
+const COVERABLE: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Refuses a mount that would put something else in the place of procfs, or of a part of it: an image's
+/// `VOLUME /proc` would make what is written there (limits, labels) go astray and the masks hide nothing
+/// (CVE-2019-16884, CVE-2019-19921). The target decides, by descriptor, not its name: a link may lead there.
+fn keep_procfs(path: &Path, target: &Target, source: Option<&OwnedFd>) -> Result<(), LaunchError> {
+    let is_procfs =
+        |fd: &OwnedFd| rustix::fs::fstatfs(fd).map(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC);
+    if !is_procfs(&target.fd).map_err(unnamed)? || COVERABLE.iter().any(|file| path == Path::new(file)) {
+        return Ok(());
+    }
+    match source {
+        Some(source) if is_procfs(source).map_err(unnamed)? => Ok(()),
+        _ => Err(unnamed(io::Error::other("only procfs itself may be mounted inside procfs"))),
+    }
 }
 
 fn attach_new(

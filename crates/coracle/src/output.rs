@@ -1,5 +1,6 @@
 //! Writing to the user. Standard output is for results, standard error for everything else.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use crate::failure::Failure;
@@ -18,6 +19,17 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     print(&whole)
 }
 
+/// A text that may come from an image, a registry or a container, without anything a terminal would obey:
+/// control characters are spelled out. Line ends stay.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let spell = |c: char| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(spell).collect())
+}
+
 /// Writes a line to standard error. Nobody is left to tell if that fails.
 pub(crate) fn note(text: &str) {
     let mut line = text.as_bytes().to_vec();
@@ -29,7 +41,7 @@ pub(crate) fn note(text: &str) {
 
 /// `WARNING: …`.
 pub(crate) fn warn(text: &str) {
-    note(&format!("WARNING: {text}"));
+    note(&format!("WARNING: {}", harmless(text)));
 }
 
 /// Says why a command failed: at most two lines.
@@ -37,9 +49,9 @@ pub(crate) fn report(failure: &Failure) {
     if failure.message.is_empty() {
         return;
     }
-    note(&format!("coracle: {}", failure.message.trim_end()));
+    note(&format!("coracle: {}", harmless(failure.message.trim_end())));
     if let Some(hint) = &failure.hint {
-        note(&format!("hint: {hint}"));
+        note(&format!("hint: {}", harmless(hint)));
     }
 }
 
@@ -49,4 +61,15 @@ pub(crate) fn confirm(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(|e| Failure::plain(format!("cannot read the answer: {e}")))?;
     Ok(answer.trim().eq_ignore_ascii_case("y"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_is_printed_about_an_image() {
+        assert_eq!(harmless("a\nb é"), "a\nb é");
+        assert_eq!(harmless("\u{1b}[2Jx\u{9b}31m\r"), "\\u{1b}[2Jx\\u{9b}31m\\r");
+    }
 }

@@ -77,7 +77,8 @@ fn plain(shape: &Shape, columns: &[&str], rows: &[Row]) -> String {
     text.push('\n');
     for row in rows {
         // A cell is one cell, whatever is in it.
-        let cells: Vec<String> = columns.iter().map(|c| cell(row, c).replace(['\t', '\n'], " ")).collect();
+        let cell = |c: &&str| output::harmless(&cell(row, c).replace(['\t', '\n'], " ")).into_owned();
+        let cells: Vec<String> = columns.iter().map(cell).collect();
         text.push_str(&cells.join("\t"));
         text.push('\n');
     }

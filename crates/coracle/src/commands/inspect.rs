@@ -91,6 +91,9 @@ impl Finder<'_> {
 
     /// Nothing of that name is a reason to look elsewhere; anything else is an answer.
     fn any(&self, name: &str) -> Result<Value, Failure> {
+        if name.is_empty() {
+            return Err(Failure::plain("invalid container name or ID: value is empty"));
+        }
         match self.engine.find(name) {
             Ok(_) => return self.container(name),
             Err(EngineError::NotFound { .. }) => {}

@@ -95,8 +95,8 @@ fn all(context: &Context, engine: &Engine) -> Result<Vec<View>, Failure> {
 /// The network of a name or of an id's beginning.
 pub(crate) fn find(context: &Context, engine: &Engine, name: &str) -> Result<View, Failure> {
     let all = all(context, engine)?;
-    let at =
-        all.iter().position(|n| n.name == name).or_else(|| all.iter().position(|n| n.id.starts_with(name)));
+    let by_id = || all.iter().position(|n| !name.is_empty() && n.id.starts_with(name));
+    let at = all.iter().position(|n| n.name == name).or_else(by_id);
     at.and_then(|at| all.into_iter().nth(at)).ok_or_else(|| {
         Failure::plain(format!("network {name} not found"))
             .with_hint("see what is there with `coracle network ls`")

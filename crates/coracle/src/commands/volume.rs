@@ -163,7 +163,7 @@ fn prune(context: &Context, parsed: &Parsed) -> Outcome {
         "This will remove anonymous local volumes not used by at least one container."
     };
     if !parsed.is_on("force") && !output::confirm(question)? {
-        return Ok(1);
+        return Ok(0);
     }
     let report = context.engine()?.prune_volumes(all, &|v| filters.labels(&v.labels))?;
     let mut out = String::new();

@@ -113,7 +113,7 @@ const REFUSED: &[Flag] = &[
     refused("device-read-iops", BLOCK_IO),
     refused("device-write-bps", BLOCK_IO),
     refused("device-write-iops", BLOCK_IO),
-    refused("disable-content-trust", "signatures are not checked"),
+    on("disable-content-trust", None, "Accepted for Docker's sake: there is no content trust"),
     refused("gpus", "name the devices with --device instead"),
     refused("io-maxbandwidth", "it is for Windows"),
     refused("io-maxiops", "it is for Windows"),

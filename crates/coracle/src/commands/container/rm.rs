@@ -76,7 +76,7 @@ fn prune(context: &Context, parsed: &Parsed) -> Outcome {
     let now = Timestamp::now();
     filters.until(0, now)?;
     if !parsed.is_on("force") && !output::confirm("This will remove all stopped containers.")? {
-        return Ok(1);
+        return Ok(0);
     }
     let engine = context.engine()?;
     let report = engine.prune_containers(&|c| {

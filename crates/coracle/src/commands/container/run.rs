@@ -76,7 +76,7 @@ fn attached(engine: &Engine, id: &ContainerId, wanted: &Wanted, parsed: &Parsed)
         detach_keys: foreground::detach_keys(parsed)?,
     };
     let signals = foreground::take_signals(&wishes)?;
-    let options = StartOptions { attach: foreground::attach(&wishes), stdin_once: wanted.spec.open_stdin };
+    let options = StartOptions { attach: foreground::attach(&wishes) };
     let session = engine.start(id, options).map_err(|e| cleaned(engine, id, wanted, Failure::from(e)))?;
     coracle_base::timeline::mark("container started");
     foreground::follow(engine, id, session, &wishes, &signals).map_err(not_run)

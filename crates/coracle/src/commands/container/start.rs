@@ -63,7 +63,7 @@ fn attached(context: &Context, parsed: &Parsed) -> Outcome {
     let wishes = foreground::wishes_for(&container, parsed, parsed.is_on("interactive"))?;
     foreground::check_tty(wishes.stdin, wishes.tty)?;
     let signals = foreground::take_signals(&wishes)?;
-    let options = StartOptions { attach: foreground::attach(&wishes), stdin_once: false };
+    let options = StartOptions { attach: foreground::attach(&wishes) };
     // Only `run` tells by its code why a program was not started.
     let session = engine.start(&container.spec.id, options).map_err(|e| Failure::from(e).with_code(1))?;
     foreground::follow(&engine, &container.spec.id, session, &wishes, &signals)

@@ -79,7 +79,7 @@ fn prune(context: &Context, parsed: &Parsed) -> Outcome {
         "This will remove all dangling images."
     };
     if !parsed.is_on("force") && !output::confirm(question)? {
-        return Ok(1);
+        return Ok(0);
     }
     let engine = context.engine()?;
     let (removed, reclaimed) = engine.prune_images(all, &|summary| {
