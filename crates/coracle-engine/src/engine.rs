@@ -184,7 +184,12 @@ impl Engine {
             Some(state) if lock::is_held(&run.join("monitor.lock"))? => Ok(state),
             Some(_) => {
                 let lock = self.lock_container(id)?;
-                self.state_under(&lock, id)
+                // One container that cannot be cleaned up must not keep the user from all the others.
+                self.state_under(&lock, id).or_else(|error| {
+                    self.notices.borrow_mut().push(coracle_base::explain::chain(&error));
+                    Ok(files::find_json::<RunState>(&run.join("state.json"))?
+                        .map_or_else(|| rested(Status::Created), |state| monitor_lost(&state)))
+                })
             }
             None => self.state_at_rest(id),
         }
@@ -216,20 +221,7 @@ impl Engine {
         if !is_active(&state.status) || lock::is_held(&self.monitor_lock(id))? {
             return Ok(state);
         }
-        let started_ns = match &state.status {
-            Status::Running { started_ns, .. } => *started_ns,
-            Status::Restarting { exit } => exit.started_ns,
-            _ => 0,
-        };
-        let exit = Exit {
-            code: 137,
-            started_ns,
-            finished_ns: Timestamp::now().0,
-            error: "monitor-lost: the container's monitor was killed, and the container ended with it"
-                .to_owned(),
-            ..Exit::default()
-        };
-        let settled = RunState { restarts: state.restarts, ..rested(Status::Exited { exit }) };
+        let settled = monitor_lost(&state);
         self.remove_cgroup(id)?;
         self.release(id, &state)?;
         self.save_exit(id, &settled)?;
@@ -266,6 +258,23 @@ impl Engine {
 /// A monitor must be behind such a status.
 pub(crate) fn is_active(status: &Status) -> bool {
     matches!(status, Status::Starting | Status::Running { .. } | Status::Restarting { .. })
+}
+
+/// How a container ended whose monitor was killed.
+fn monitor_lost(state: &RunState) -> RunState {
+    let started_ns = match &state.status {
+        Status::Running { started_ns, .. } => *started_ns,
+        Status::Restarting { exit } => exit.started_ns,
+        _ => 0,
+    };
+    let exit = Exit {
+        code: 137,
+        started_ns,
+        finished_ns: Timestamp::now().0,
+        error: "monitor-lost: the container's monitor was killed, and the container ended with it".to_owned(),
+        ..Exit::default()
+    };
+    RunState { restarts: state.restarts, ..rested(Status::Exited { exit }) }
 }
 
 /// A state without a monitor and without networks.

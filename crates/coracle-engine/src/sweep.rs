@@ -115,7 +115,11 @@ impl Engine {
         let path =
             spec.map_or_else(|| Path::new("/coracle").join(id.as_str()), |s| crate::bundle::cgroups_path(&s));
         let failed = |e: coracle_runtime::LaunchError| EngineError::Conflict {
-            message: format!("cannot remove the cgroup of container {}: {e}", id.short()),
+            message: format!(
+                "cannot remove the cgroup of container {}: {}",
+                id.short(),
+                coracle_base::explain::chain(&e)
+            ),
             hint: None,
         };
         let cgroup = Cgroup::at(&path).map_err(failed)?;

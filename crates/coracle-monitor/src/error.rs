@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use coracle_base::{Explain, Kind};
+use coracle_base::{Explain, Kind, explain};
 use coracle_state::StateError;
 
 /// A failure of a monitor, or of the way to it.
@@ -61,6 +61,25 @@ pub struct NotStarted {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+}
+
+/// Bytes of a reason, and of a hint, that are told: both name things of the image, which may be of any length,
+/// and what is told must fit into one message and into `state.json`.
+const REASON_BYTES_MAX: usize = 8 << 10;
+
+impl NotStarted {
+    /// Takes over what an error says, shortened if it is endless.
+    pub(crate) fn new(exit_code: i32, error: &dyn Explain) -> Self {
+        Self { exit_code, message: shortened(explain::chain(error)), hint: error.hint().map(shortened) }
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > REASON_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(REASON_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }
 
 impl MonitorError {

@@ -115,7 +115,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> i32 {
         }
         Err(error) => {
             let told = first.map_err(|e| MonitorError::io("duplicate", "a socket", e)).and_then(|socket| {
-                let why = NotStarted { exit_code: 125, message: explain::chain(&error), hint: None };
+                let why = NotStarted { hint: None, ..NotStarted::new(125, &error) };
                 protocol::send(socket.as_fd(), &protocol::answer(&Answer::NotStarted(why))?, &[])
             });
             // The starter sees the end of the connection if it cannot be told.

@@ -245,8 +245,8 @@ impl Cgroup {
 
     fn kill_one_by_one(&self) -> Result<(), LaunchError> {
         // Frozen, nobody can fork away while we look; thawed whatever happens.
-        let frozen = self.freeze();
-        let killed = self.procs().map(|pids| {
+        let frozen = unless_missing(self.freeze());
+        let killed = self.procs_anywhere().map(|pids| {
             for pid in pids {
                 if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                     let sent = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -257,6 +257,18 @@ impl Cgroup {
         self.thaw()?;
         frozen?;
         killed
+    }
+
+    /// The processes in any of the hierarchies: whoever set the cgroups up, or took them away, may have been
+    /// killed half-way.
+    fn procs_anywhere(&self) -> Result<Vec<i32>, LaunchError> {
+        let mut pids = Vec::new();
+        for dir in self.v2.iter().chain(self.v1.iter().map(|h| &h.dir)) {
+            unless_missing(collect_procs(dir, DEPTH_MAX, &mut pids))?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
     }
 
     /// Stops every process where it is.
@@ -581,15 +593,20 @@ fn fill_cpuset(dir: &Path) -> Result<(), LaunchError> {
     Ok(())
 }
 
+/// A cgroup that does not exist holds nobody.
+fn unless_missing(result: Result<(), LaunchError>) -> Result<(), LaunchError> {
+    match result {
+        Err(LaunchError::Cgroup { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn collect_procs(dir: &Path, depth: usize, pids: &mut Vec<i32>) -> Result<(), LaunchError> {
     pids.extend(read(&dir.join("cgroup.procs"))?.lines().filter_map(|line| line.parse::<i32>().ok()));
     for child in children(dir) {
         if depth > 0 {
-            match collect_procs(&child, depth - 1, pids) {
-                // Removed while we looked.
-                Err(LaunchError::Cgroup { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+            // Perhaps removed while we looked.
+            unless_missing(collect_procs(&child, depth - 1, pids))?;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@
 //! One message is one packet of at most [`PACKET_BYTES_MAX`] bytes. Both ends are the same binary, so there is no
 //! version.
 
+use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -28,6 +29,9 @@ use crate::error::tolerate;
 use crate::{ExecProblem, LaunchError};
 
 const PACKET_BYTES_MAX: usize = 4096;
+
+/// Bytes of each of the two texts of an error; both fit into a packet.
+const TEXT_BYTES_MAX: usize = 1500;
 
 /// The starter's end.
 #[derive(Debug)]
@@ -214,10 +218,19 @@ fn encode(error: &LaunchError) -> Vec<u8> {
 fn packed(kind: u8, errno: i32, a: &str, b: &str) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend_from_slice(&errno.to_ne_bytes());
-    bytes.extend_from_slice(a.as_bytes());
+    bytes.extend(bounded(a).bytes().filter(|byte| *byte != 0));
     bytes.push(0);
-    bytes.extend_from_slice(b.as_bytes());
+    bytes.extend_from_slice(bounded(b).as_bytes());
     bytes
+}
+
+/// The beginning of a text that names something of the image: a path or a user of any length.
+fn bounded(text: &str) -> Cow<'_, str> {
+    if text.len() <= TEXT_BYTES_MAX {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+    Cow::Owned(format!("{}…", text.get(..end).unwrap_or_default()))
 }
 
 fn decode(bytes: &[u8]) -> Option<LaunchError> {
@@ -264,6 +277,20 @@ mod tests {
         round_trip(&LaunchError::spec("mounts[3]", "it is odd"));
         round_trip(&LaunchError::step("mount /x", io::Error::from_raw_os_error(libc::EPERM)));
         round_trip(&LaunchError::BindSource { path: "/no".into() });
+    }
+
+    #[test]
+    fn an_error_about_something_endless_arrives_shortened() {
+        let (parent, child) = channel().unwrap();
+        child.fail(&LaunchError::step(
+            format!("open {}", "é\0".repeat(100_000)),
+            io::Error::other("x".repeat(9000)),
+        ));
+        drop(child);
+        let received = parent.finish(&mut Vec::new()).unwrap_err();
+        assert!(
+            matches!(&received, LaunchError::Step { step, .. } if step.starts_with("open é") && step.ends_with('…'))
+        );
     }
 
     #[test]

@@ -291,12 +291,13 @@ const COVERABLE: [&str; 11] = [
 fn keep_procfs(path: &Path, target: &Target, source: Option<&OwnedFd>) -> Result<(), LaunchError> {
     let is_procfs =
         |fd: &OwnedFd| rustix::fs::fstatfs(fd).map(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC);
-    if !is_procfs(&target.fd).map_err(unnamed)? || COVERABLE.iter().any(|file| path == Path::new(file)) {
+    let is_inside = path == Path::new("/proc") || is_procfs(&target.fd).map_err(unnamed)?;
+    if !is_inside || COVERABLE.iter().any(|file| path == Path::new(file)) {
         return Ok(());
     }
     match source {
         Some(source) if is_procfs(source).map_err(unnamed)? => Ok(()),
-        _ => Err(unnamed(io::Error::other("only procfs itself may be mounted inside procfs"))),
+        _ => Err(unnamed(io::Error::other("only procfs itself may be mounted on /proc or inside it"))),
     }
 }
 

@@ -58,6 +58,12 @@ pub(crate) fn of_numbers(
     })
 }
 
+/// An id of the files. One beyond the range makes its line one that says nothing: 4294967295 is "leave as it
+/// is" to the kernel.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= ID_MAX)
+}
+
 struct Account<'a> {
     name: &'a str,
     uid: u32,
@@ -69,8 +75,8 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.nth(1)?)?;
+        let gid = id(fields.next()?)?;
         Some(Account { name, uid, gid, home: fields.nth(1).unwrap_or("") })
     })
 }
@@ -85,7 +91,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     group.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = id(fields.nth(1)?)?;
         Some(Group { name, gid, members: fields.next().unwrap_or("") })
     })
 }
@@ -239,6 +245,16 @@ mod tests {
         assert!(check("2147483647", &[]).is_ok());
         for user in ["2147483648", "4294967296", "99999999999999999999", "-1", "0:4294967296", "+5"] {
             assert!(check(user, &[]).unwrap_err().contains("must be in range 0-2147483647"), "{user}");
+        }
+    }
+
+    #[test]
+    fn an_account_with_an_id_out_of_range_is_none() {
+        let (passwd, group) =
+            ("eve:x:4294967295:4294967295::/:\nmal:x:2147483648:0::/:\n", "g:x:4294967295:\n");
+        for user in ["eve", "mal", "0:g"] {
+            let spec = UserSpec { user: user.into(), groups: Vec::new() };
+            assert!(decide(passwd, group, &spec).is_err(), "{user}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use coracle_base::time::Timestamp;
-use coracle_base::{Explain, explain, timeline};
+use coracle_base::timeline;
 use coracle_runtime::cgroup::OomWatch;
 use coracle_runtime::{Launch, LaunchError, Running, StartOptions, Stdio};
 use coracle_state::container::{Exit, Status};
@@ -47,8 +47,7 @@ impl Monitor {
         match Plan::read(&self.plan_path) {
             Ok(plan) => self.start(plan),
             Err(error) => {
-                let message = explain::chain(&error);
-                self.not_started(NotStarted { exit_code: 125, message, hint: error.hint() });
+                self.not_started(NotStarted::new(125, &error));
             }
         }
     }
@@ -335,9 +334,9 @@ fn running_state(container: &Container) -> Status {
 
 /// Why a program was not started, from what the runtime says.
 pub(super) fn not_started(error: &LaunchError) -> NotStarted {
-    NotStarted { exit_code: error.exit_code(), message: explain::chain(error), hint: error.hint() }
+    NotStarted::new(error.exit_code(), error)
 }
 
 fn because(error: &MonitorError) -> NotStarted {
-    NotStarted { exit_code: 125, message: explain::chain(error), hint: error.hint() }
+    NotStarted::new(125, error)
 }
