@@ -16,7 +16,9 @@
 mod sandbox;
 mod server;
 
+mod attacks;
 mod cli;
+mod compat;
 mod containers;
 mod exec;
 mod faults;

@@ -569,6 +569,15 @@ mod tests {
     }
 
     #[test]
+    fn paths_inside_another_process_are_told_from_the_hosts() {
+        let (namespace, path) = inside_process(Path::new("/proc/12/root/dev/shm")).unwrap();
+        assert_eq!((namespace, path), ("/proc/12/ns/mnt".into(), "/dev/shm".into()));
+        for host in ["/proc/self/root/dev", "/proc/12/cwd/x", "/proc/12", "/dev/shm", "/proc"] {
+            assert!(inside_process(Path::new(host)).is_none(), "{host}");
+        }
+    }
+
+    #[test]
     fn missing_targets_are_made_below_the_root_only() {
         let dir = std::env::temp_dir().join(format!("coracle-target-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("root")).unwrap();
