@@ -95,7 +95,8 @@ fn parse(args: &[String]) -> Result<Options, TaskError> {
 
 /// Starts the bench again in namespaces of its own.
 fn enter(args: &[String]) -> Result<(), TaskError> {
-    let own = std::env::current_exe().map_err(io("find", "/proc/self/exe"))?;
+    // Not by its name: a build meanwhile would replace the file.
+    let own = format!("/proc/{}/exe", std::process::id());
     let script = "ip link set lo up; \
                   if [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then umount /sys/fs/cgroup/unified; fi; \
                   exec \"$0\" bench \"$@\"";
@@ -146,6 +147,9 @@ fn measure(options: &Options, dir: &Path) -> Result<Vec<Row>, TaskError> {
     if wanted("pull") {
         for (name, what) in [(rootfs::MANY, "gzip"), (rootfs::MANY_ZSTD, "zstd")] {
             say!("pull, {what} …");
+            // A registry of its own: skopeo, which knows that both images hold the same files, would reuse the
+            // blobs of the other.
+            let registry = Registry::start(&dir.join(name))?;
             let many = registry.push(layout.dir(), name, &format!("{name}:1"))?;
             rows.push(rows::pull(&engines, &many, what, dir, rounds));
         }

@@ -184,18 +184,30 @@ impl Engine {
     /// # Errors
     /// If `/proc` cannot be read.
     pub fn memory(&self, containers: usize) -> Result<Memory, TaskError> {
-        let per_container: &[&str] = match self.kind {
-            Kind::Coracle => &["coracle"],
-            Kind::Docker => &["containerd-shim", "containerd-shim-runc-v2", "docker-proxy"],
-            Kind::Podman => &["conmon"],
+        // A monitor runs from a detached mount, so its executable has no name; its command line has.
+        let run_dir = self.run_dir();
+        let each = match self.kind {
+            Kind::Coracle => {
+                pss_kib(|_, line| line.contains("@monitor") && line.contains(&*run_dir.to_string_lossy()))?
+            }
+            Kind::Docker => {
+                pss_kib(|program, _| program.starts_with("containerd-shim") || program == "docker-proxy")?
+            }
+            Kind::Podman => pss_kib(|program, _| program == "conmon")?,
         };
-        let shared: &[&str] = if self.kind == Kind::Docker { &["dockerd", "containerd"] } else { &[] };
+        let shared = match self.kind {
+            Kind::Docker => pss_kib(|program, _| program == "dockerd" || program == "containerd")?,
+            Kind::Coracle | Kind::Podman => 0.0,
+        };
+        if each <= 0.0 {
+            return Err(TaskError::Failed(format!(
+                "no process of {} was found though containers run",
+                self.name
+            )));
+        }
         #[expect(clippy::cast_precision_loss, reason = "a handful of containers")]
         let containers = containers as f64;
-        // Another Coracle on the machine has monitors, too.
-        let named =
-            if self.is_coracle() { self.run_dir().to_string_lossy().into_owned() } else { String::new() };
-        Ok(Memory { each: pss_kib(per_container, &named)? / containers, shared: pss_kib(shared, "")? })
+        Ok(Memory { each: each / containers, shared })
     }
 }
 
@@ -206,19 +218,21 @@ impl Drop for Engine {
     }
 }
 
-/// The proportional set size of all processes with one of these executables and `named` in their command
-/// line, in KiB.
-fn pss_kib(programs: &[&str], named: &str) -> Result<f64, TaskError> {
+/// The proportional set size, in KiB, of all processes in this process's network namespace that `wanted` picks by
+/// the name of their executable and their command line. Daemons of other benches and engines live in others.
+fn pss_kib(wanted: impl Fn(&str, &str) -> bool) -> Result<f64, TaskError> {
+    let own = fs::read_link("/proc/self/ns/net").map_err(io("read", "/proc/self/ns/net"))?;
     let mut sum = 0.0;
     let all = fs::read_dir("/proc").map_err(io("read", "/proc"))?;
     for process in all.filter_map(Result::ok).map(|e| e.path()) {
         // Kernel threads have no executable; a process may end at any time.
         let Ok(program) = fs::read_link(process.join("exe")) else { continue };
-        let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if !programs.contains(&name.trim_end_matches(" (deleted)")) {
+        if fs::read_link(process.join("ns/net")).ok().as_ref() != Some(&own) {
             continue;
         }
-        if !String::from_utf8_lossy(&fs::read(process.join("cmdline")).unwrap_or_default()).contains(named) {
+        let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        if !wanted(name.trim_end_matches(" (deleted)"), &String::from_utf8_lossy(&line)) {
             continue;
         }
         let Ok(text) = fs::read_to_string(process.join("smaps_rollup")) else { continue };
@@ -238,6 +252,7 @@ mod tests {
     #[test]
     fn pss_is_read_from_the_rollup() {
         assert_eq!(pss_line("Rss:  900 kB\nPss:                 123 kB\nPss_Dirty:  5 kB\n"), Some(123.0));
-        assert!(pss_kib(&["no such program"], "").unwrap().abs() < f64::EPSILON);
+        assert!(pss_kib(|program, _| program == "no such program").unwrap().abs() < f64::EPSILON);
+        assert!(pss_kib(|_, line| line.contains("xtask")).unwrap() > 100.0, "this process was not found");
     }
 }
