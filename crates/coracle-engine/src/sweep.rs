@@ -58,10 +58,30 @@ impl Engine {
             let abandoned =
                 is_old(&path) && (!name.starts_with(".new-") || !lock::is_held(&path.join("lock"))?);
             if abandoned {
-                remove_tree(&path)?;
+                self.remove_hidden(&name, &path)?;
             }
         }
         Ok(())
+    }
+
+    /// Ends what a `create` or an `rm` that was killed has begun: the directory goes, the name is free again, and
+    /// so are volumes that only this container could have had.
+    fn remove_hidden(&self, name: &str, path: &Path) -> Result<(), EngineError> {
+        let spec: Option<ContainerSpec> = files::find_json(&path.join("spec.json")).unwrap_or(None);
+        if let Some(id) = name.split_once('-').and_then(|(_, id)| ContainerId::parse(id).ok()) {
+            for taken in self.list_dir(&self.dirs().names())? {
+                if !taken.starts_with('.') {
+                    coracle_state::names::release(self.dirs(), &taken, &id)?;
+                }
+            }
+        }
+        remove_tree(path)?;
+        match spec {
+            Some(spec) if name.starts_with(".new-") || spec.lifecycle.auto_remove => {
+                self.remove_anonymous_volumes(&spec.mounts)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Networks of containers whose `start` was killed between attaching them and handing them to a monitor.
