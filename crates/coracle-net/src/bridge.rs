@@ -26,8 +26,11 @@ pub(crate) fn ensure(
     route: &Socket,
     netfilter: &Socket,
 ) -> Result<Link, NetError> {
-    if let Some(bridge) = find_ready(network, route, netfilter)? {
-        return Ok(bridge);
+    match find_ready(network, route, netfilter) {
+        Ok(Some(bridge)) => return Ok(bridge),
+        // Not the network's, or being made at this moment and not yet marked: looked at again under the lock.
+        Ok(None) | Err(NetError::ForeignInterface { .. }) => {}
+        Err(e) => return Err(e),
     }
     let records = |e| NetError::records(&network.name, e);
     let run = dirs.run_network(&network.name);
