@@ -283,7 +283,7 @@ fn has_stopped(child: &Child) -> bool {
 /// Waits until a child ends, or long enough to say that it waits for somebody who is stopped.
 fn wait_a_moment(child: &Child) {
     let ended = pidfd_open(pid(child), PidfdFlags::empty()).unwrap();
-    let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    let patience = Timespec { tv_sec: 0, tv_nsec: 700_000_000 };
     poll(&mut [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)], Some(&patience)).unwrap();
 }
 
