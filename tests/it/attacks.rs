@@ -87,3 +87,19 @@ fn a_process_holds_its_three_descriptors_and_no_other() {
     assert!(!seen.contains("cgroup") && !seen.contains("memfd") && !seen.contains("coracle"), "{seen}");
     sandbox.run(&["rm", "--force", &id]).ok();
 }
+
+#[test]
+fn a_stopped_client_does_not_keep_its_container() {
+    let Some(sandbox) = Sandbox::with_busybox() else { return };
+    // Nobody reads what the client writes, so that it stands still; the monitor is left with a full queue.
+    let mut command = sandbox.command(&["run", "--rm", "--name", "flood", "busybox", "yes"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut client = command.stdin(std::process::Stdio::null()).stdout(writer).spawn().unwrap();
+    drop(command);
+    let mut polled = [rustix::event::PollFd::new(&reader, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut polled, None).unwrap();
+    sandbox.run(&["rm", "--force", "flood"]).ok();
+    drop(reader);
+    client.wait().unwrap();
+    sandbox.assert_no_traces();
+}

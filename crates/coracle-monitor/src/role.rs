@@ -48,6 +48,10 @@ const PORTS_MAX: i32 = 1 << 17;
 /// How long clients may take for their last messages, the owner excepted.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How long clients of a removed container may take nothing of what is queued for them; less than whoever removed
+/// it waits for the monitor.
+const REMOVED_LINGER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 const EVENTS_MAX: usize = 16;
 
 /// What an event is about.
@@ -173,6 +177,8 @@ struct Monitor {
     told: bool,
     /// An owner has cleaned up.
     finished: bool,
+    /// It is finished, and for a while no client has taken anything.
+    is_unheard: bool,
     /// Chunks and requests, one at a time.
     buffer: Vec<u8>,
     /// Where the timeline's marks begin, microseconds since boot.
@@ -219,6 +225,7 @@ impl Monitor {
             exit: Exit::default(),
             told: false,
             finished: false,
+            is_unheard: false,
             buffer: vec![0; CHUNK_BYTES_MAX + HEAD_BYTES],
             marks_base_us: clock::micros(),
             oom_score_adj: None,
@@ -245,15 +252,19 @@ impl Monitor {
     }
 
     fn is_over(&self) -> bool {
-        self.told && (self.finished || !self.clients.has_owner()) && !self.clients.has_queued()
+        let heard = self.is_unheard || !self.clients.has_queued();
+        self.told && (self.finished || !self.clients.has_owner()) && heard
     }
 
     fn wait_once(&mut self) -> Result<(), MonitorError> {
         let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; EVENTS_MAX];
-        let (ready, _) = match epoll::wait(&self.epoll, &mut events, None) {
+        // The container is removed: a client that takes nothing now is stopped, and holds nobody up.
+        let timeout = self.finished.then_some(&REMOVED_LINGER);
+        let (ready, _) = match epoll::wait(&self.epoll, &mut events, timeout) {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             other => other.map_err(|e| MonitorError::io("wait for", "events", e))?,
         };
+        self.is_unheard = self.finished && ready.is_empty();
         for event in ready {
             let (flags, data) = (event.flags, event.data.u64());
             if let Some(token) = Token::decode(data) {
