@@ -64,7 +64,8 @@ fn a_terminal_obeys_nothing_that_an_image_says() {
     let Some(sandbox) = Sandbox::new() else { return };
     let server = Server::start();
     let escape = "\u{1b}]0;owned\u{7}";
-    for config in [json!({ "User": escape }), json!({ "Entrypoint": [escape] }), json!({ "StopSignal": escape })]
+    for config in
+        [json!({ "User": escape }), json!({ "Entrypoint": [escape] }), json!({ "StopSignal": escape })]
     {
         let run = run_with(&sandbox, &server, &config);
         assert!(run.code >= 125, "{run:?}");

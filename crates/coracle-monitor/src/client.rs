@@ -245,6 +245,18 @@ impl Session {
         Ok(ExecSession { pid, terminal, session: self })
     }
 
+    /// Says that the caller has cleaned up, and waits for nothing: what is left, the container's mounts, nobody
+    /// else can see, and its monitor takes it down by itself.
+    ///
+    /// # Errors
+    /// The connection failed. A monitor that is gone already is fine.
+    pub fn let_go(self) -> Result<(), MonitorError> {
+        match self.post(&Request::Finish) {
+            Err(MonitorError::Lost) => Ok(()),
+            posted => posted,
+        }
+    }
+
     /// Says that the caller has cleaned up, and waits until the monitor, which takes down mounts and cgroups
     /// meanwhile, is gone.
     ///

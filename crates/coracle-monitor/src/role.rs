@@ -162,7 +162,7 @@ struct Monitor {
     lock: OwnedFd,
     netns: Option<OwnedFd>,
     /// Held so that nobody else gets the published ports.
-    _ports: Vec<OwnedFd>,
+    ports: Vec<OwnedFd>,
     epoll: OwnedFd,
     timer: OwnedFd,
     listener: Option<OwnedFd>,
@@ -214,7 +214,7 @@ impl Monitor {
             plan_path,
             lock,
             netns,
-            _ports: ports,
+            ports,
             epoll,
             timer,
             listener: Some(listener),
@@ -377,6 +377,11 @@ impl Monitor {
                     files::remove_file(&self.settings.file("control.sock")).map_err(MonitorError::from),
                 );
             }
+        }
+        if !restarting {
+            // Who hears of the end may want the same ports at once.
+            self.ports.clear();
+            self.netns = None;
         }
         self.send_end(&Exited { exit, restarting, marks: self.take_marks() });
         self.take_down();

@@ -142,7 +142,7 @@ pub(crate) fn follow(
             coracle_base::timeline::mark("container ended");
             if !exited.restarting {
                 engine.finish(id)?;
-                session.finished()?;
+                session.let_go()?;
             }
             Ok(code(exited.exit.code))
         }

@@ -236,9 +236,10 @@ impl Monitor {
     /// Takes down what the container had, after its end was told.
     pub(super) fn take_down(&mut self) {
         let Some(mut container) = self.container.take() else { return };
-        // The last reference: the mounts go now, at our expense and nobody else's.
-        drop(container.running.mount_namespace.take());
+        // The cgroups can be seen, and go first; the mounts go with their last reference, which is this one, at our
+        // expense and nobody else's.
         self.clean_cgroup(&container.running);
+        drop(container.running.mount_namespace.take());
     }
 
     fn clean_cgroup(&self, running: &Running) {

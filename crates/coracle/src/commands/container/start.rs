@@ -34,8 +34,12 @@ fn run(context: &Context, parsed: &Parsed) -> Outcome {
     let mut failed = Vec::new();
     for name in &parsed.args {
         let started = engine.find(name).map_err(Failure::from).and_then(|container| {
-            if !container.is_running() {
-                drop(engine.start(&container.spec.id, StartOptions::default())?);
+            let id = container.spec.id.as_str();
+            match engine.start(&container.spec.id, StartOptions::default()) {
+                Ok(session) => drop(session),
+                // Running is what was asked for, whoever started it.
+                Err(_) if engine.find(id).is_ok_and(|now| now.is_running()) => {}
+                Err(error) => return Err(error.into()),
             }
             Ok(())
         });
