@@ -30,6 +30,15 @@ pub(crate) fn merge(
     image: &ImageConfig,
     identity: Identity,
 ) -> Result<(ContainerSpec, Vec<MountRequest>), EngineError> {
+    if !matches!(image.os.as_str(), "" | "linux") {
+        return Err(EngineError::Invalid {
+            message: format!(
+                "image {}: operating system \"{}\" cannot be used on this platform",
+                asked.image, image.os
+            ),
+            hint: Some("choose an image for Linux, or a platform of it with --platform".to_owned()),
+        });
+    }
     let process = process(asked, image);
     if process.entrypoint.is_empty() && process.cmd.is_empty() {
         return Err(EngineError::Invalid {
