@@ -161,7 +161,7 @@ impl Engine {
         let new = self.dirs().containers().join(format!(".new-{}", spec.id));
         let mut undo = Undo { engine: self, id: spec.id.clone(), name: None, dir: Some(new.clone()) };
         files::create_private_dir(&new)?;
-        let _creating = lock::exclusive(&new.join("lock"), self.command())?;
+        let _creating = lock::exclusive_dir(&new)?;
         spec.name = self.claim_name(asked, &spec.id)?;
         undo.name = Some(spec.name.clone());
         make_layer(&new, &image.root)?;
@@ -177,7 +177,6 @@ impl Engine {
         if durability == Durability::Durable {
             files::sync_parent(&place)?;
         }
-        files::remove_file(&place.join("lock"))?;
         undo.disarm();
         coracle_base::timeline::mark("container written");
         Ok(spec.name)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_net::{HostsFile, ResolvConf};
 use coracle_state::container::{ContainerSpec, NetworkMode, NetworkState};
-use coracle_state::files::{self, Durability};
+use coracle_state::files;
 
 use crate::{Engine, EngineError, bundle};
 
@@ -27,10 +27,7 @@ pub(crate) fn write(
     let mut bound = Vec::with_capacity(TARGETS.len());
     for ((name, target), text) in TARGETS.iter().zip(texts) {
         let path = dir.join(name);
-        files::replace(&path, text.as_bytes(), Durability::Volatile)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(&path, mode)
-            .map_err(|e| EngineError::io(format!("set the mode of {}", path.display()), e))?;
+        rewrite(&path, &text).map_err(|e| EngineError::io(format!("write {}", path.display()), e))?;
         bound.push((path, *target));
     }
     Ok(bound)
@@ -38,6 +35,17 @@ pub(crate) fn write(
 
 const TARGETS: [(&str, &str); 3] =
     [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
+
+/// Nobody reads the file now, since its container does not run: it is written in place.
+fn rewrite(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    // Whatever the caller's umask is, the container's users must be able to read it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())
+}
 
 fn hosts(engine: &Engine, spec: &ContainerSpec, network: &NetworkState) -> Result<String, EngineError> {
     let extra_hosts = &spec.network.extra_hosts;

@@ -2,7 +2,7 @@
 //!
 //! | left by | what | how it is known |
 //! |---|---|---|
-//! | `create` | `containers/.new-<id>` | nobody holds its `lock` |
+//! | `create` | `containers/.new-<id>` | nobody holds the lock on it |
 //! | `rm` | `containers/.rm-<id>` | it is old: a living `rm` deletes it at once |
 //! | `start` | lease, veth pair, port mappings | `starting/<id>` on tmpfs, and nobody holds the container's lock |
 //! | a monitor | all that a running container has | its state says "running", and nobody holds `monitor.lock` |
@@ -55,8 +55,7 @@ impl Engine {
                 continue;
             }
             let path = entry.path();
-            let abandoned =
-                is_old(&path) && (!name.starts_with(".new-") || !lock::is_held(&path.join("lock"))?);
+            let abandoned = is_old(&path) && (!name.starts_with(".new-") || !lock::is_held(&path)?);
             if abandoned {
                 self.remove_hidden(&name, &path)?;
             }

@@ -31,6 +31,17 @@ pub fn exclusive(path: &Path, command: &str) -> Result<Lock, StateError> {
     Ok(stamp(file, command))
 }
 
+/// Takes the exclusive lock on the directory at `path`, which must exist. For directories of one owner's making:
+/// it costs no file, and names no holder.
+///
+/// # Errors
+/// The directory cannot be opened or locked.
+pub fn exclusive_dir(path: &Path) -> Result<Lock, StateError> {
+    let dir = File::open(path).map_err(|e| StateError::io("open", path, e))?;
+    flock(&dir, FlockOperation::LockExclusive).map_err(|e| StateError::io("lock", path, e))?;
+    Ok(Lock(dir))
+}
+
 /// Takes the exclusive lock on `path` if nobody holds it; `None` otherwise.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ fn take_over(dirs: &Dirs, path: &Path, name: &str, id: &ContainerId) -> Result<(
 /// A container exists, or is being created by a command that lives.
 fn is_alive(dirs: &Dirs, id: &ContainerId) -> bool {
     let creating = dirs.containers().join(format!(".new-{id}"));
-    dirs.container(id).exists() || lock::is_held(&creating.join("lock")).unwrap_or(true)
+    dirs.container(id).exists() || lock::is_held(&creating).unwrap_or(true)
 }
 
 /// The container that has `name`.
