@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(unsafe_code, clippy::allow_attributes, reason = "this crate exists to hold it"))]
 
 pub mod bpf;
+pub mod idmap;
 pub mod layered;
 pub mod memory;
 pub mod mount;

@@ -151,6 +151,19 @@ pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attri
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Shows the ids of a detached mount, or with `recursive` also those of all mounts below it, through the table of a
+/// user namespace, see [`crate::idmap`].
+///
+/// # Errors
+/// What the kernel says: `EINVAL` if the file system cannot do it, `EPERM` if the mount has a table already or its
+/// file system belongs to another user namespace.
+pub fn set_idmap(mount: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    let fd = u64::try_from(user_namespace.as_raw_fd()).map_err(|_negative| Errno::BADF)?;
+    let change = Attributes { set: MOUNT_ATTR_IDMAP, user_namespace: fd, ..Attributes::default() };
+    set_attributes(mount, recursive, &change)
+}
+
 /// Makes the directory `root` the root of this process's mount namespace and drops the old one. The working
 /// directory is the new root afterwards.
 ///
