@@ -14,6 +14,7 @@
 
 mod devices;
 mod limits;
+mod sub;
 
 use std::io;
 use std::os::fd::OwnedFd;

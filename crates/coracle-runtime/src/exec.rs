@@ -15,35 +15,63 @@ use std::path::Path;
 use coracle_sys::mount;
 use coracle_sys::process::{self, CloneArgs};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::channel::{Child, Message, Parent, channel};
 use crate::mounts::devices;
-use crate::program::{Program, ProgramOptions};
+use crate::program::{Program, ProgramOptions, hide_and_tie};
 use crate::stage::{guard, place_streams, set_oom_score};
 use crate::start::{end, start_ticks};
-use crate::{ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
+use crate::{Cgroup, ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
 
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+
+const CLONE_NEWTIME: i32 = 0x80;
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET;
+    | libc::CLONE_NEWNET
+    | CLONE_NEWTIME;
+
+/// What concerns one execution only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecOptions {
+    /// The process outlives the caller: once executed, it does not die with the calling thread.
+    pub detached: bool,
+    /// Descriptors 3 to 2 + n of the caller are passed on to the program.
+    pub preserve_fds: u32,
+    /// The session keyring of the caller stays.
+    pub no_new_keyring: bool,
+    /// Cgroups below the container's to run in, which must exist: one `path` for all hierarchies, or
+    /// `controller[,controller]:path` for some of v1's.
+    pub cgroup: Vec<String>,
+    /// A frozen container is no reason to refuse; the process is frozen with it until it is thawed.
+    pub ignore_paused: bool,
+}
 
 /// Executes a program in a running container. Returns once it was executed; the process is the caller's child and
-/// dies when the calling thread ends.
+/// dies when the calling thread ends unless it is detached.
 ///
 /// # Errors
 /// What kept it from being executed; nothing is left behind then.
-pub fn exec(target: &Target<'_>, launch: &ExecLaunch, stdio: Stdio) -> Result<Running, LaunchError> {
+pub fn exec(
+    target: &Target<'_>,
+    launch: &ExecLaunch,
+    stdio: Stdio,
+    options: &ExecOptions,
+) -> Result<Running, LaunchError> {
     if !process::is_single_threaded().map_err(|error| LaunchError::step("look at /proc/self", error))? {
         return Err(LaunchError::Threads);
     }
-    check_running(target)?;
+    check_running(target, options)?;
+    let sub_cgroup =
+        if options.cgroup.is_empty() { None } else { Some(target.cgroup.below(&options.cgroup)?) };
+    let new_user = is_other_user_namespace(target.pid)?;
     let sets = launch.process.capabilities().as_ref();
     let bounding = caps::mask(sets.and_then(|sets| sets.bounding().as_ref()));
     let filter = seccomp::filter(launch.seccomp, launch.profile.as_ref(), bounding)?;
@@ -58,11 +86,18 @@ pub fn exec(target: &Target<'_>, launch: &ExecLaunch, stdio: Stdio) -> Result<Ru
         launch.user.as_ref(),
         root.as_fd(),
         filter,
-        ProgramOptions::default(),
+        ProgramOptions {
+            preserve_fds: options.preserve_fds,
+            detached: options.detached,
+            no_new_keyring: options.no_new_keyring,
+            setgroups_denied: new_user && are_groups_fixed(target.pid)?,
+            ..ProgramOptions::default()
+        },
     )?;
     // Were it dead by now, the root might have been that of another process of the same number.
-    check_running(target)?;
-    let entry = Entry { target, program, stdio, oom_score_adj: launch.process.oom_score_adj() };
+    check_running(target, options)?;
+    let entry =
+        Entry { target, sub_cgroup, new_user, program, stdio, oom_score_adj: launch.process.oom_score_adj() };
     let (parent, stage) = entry.clone_stage()?;
     drop(entry);
     let result = follow(&parent, target);
@@ -73,7 +108,7 @@ pub fn exec(target: &Target<'_>, launch: &ExecLaunch, stdio: Stdio) -> Result<Ru
     Ok(running)
 }
 
-fn check_running(target: &Target<'_>) -> Result<(), LaunchError> {
+fn check_running(target: &Target<'_>, options: &ExecOptions) -> Result<(), LaunchError> {
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut fds = [PollFd::from_borrowed_fd(target.pidfd, PollFlags::IN)];
     let ended = rustix::event::poll(&mut fds, Some(&now))
@@ -81,14 +116,36 @@ fn check_running(target: &Target<'_>) -> Result<(), LaunchError> {
     if ended > 0 {
         return Err(LaunchError::NotRunning { state: "not running" });
     }
-    if target.cgroup.is_frozen()? {
+    if !options.ignore_paused && target.cgroup.is_frozen()? {
         return Err(LaunchError::NotRunning { state: "paused" });
     }
     Ok(())
 }
 
+/// Whether the container has a user namespace of its own. The kernel refuses to join the one that a process is
+/// in already, by the same answer as for anything else that is wrong.
+fn is_other_user_namespace(pid: i32) -> Result<bool, LaunchError> {
+    let inode = |path: &str| {
+        rustix::fs::stat(path)
+            .map(|stat| (stat.st_dev, stat.st_ino))
+            .map_err(|error| LaunchError::step(format!("look at {path}"), error))
+    };
+    Ok(inode(&format!("/proc/{pid}/ns/user"))? != inode("/proc/self/ns/user")?)
+}
+
+/// Whether supplementary groups cannot be set in the container's user namespace, which was made without rights.
+fn are_groups_fixed(pid: i32) -> Result<bool, LaunchError> {
+    let path = format!("/proc/{pid}/setgroups");
+    match std::fs::read(&path) {
+        Ok(text) => Ok(text.starts_with(b"deny")),
+        Err(error) => Err(LaunchError::step(format!("read {path}"), error)),
+    }
+}
+
 struct Entry<'a> {
     target: &'a Target<'a>,
+    sub_cgroup: Option<Cgroup>,
+    new_user: bool,
     program: Program<'a>,
     stdio: Stdio,
     oom_score_adj: Option<i32>,
@@ -96,14 +153,20 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn clone_stage(&self) -> Result<(Parent, OwnedFd), LaunchError> {
-        let unified = self.target.cgroup.open_unified()?;
+        let unified = self.cgroup().open_unified()?;
         match self.clone_into(unified.as_ref()) {
             // Its processes have moved to a cgroup below, and inner ones take no processes.
-            Err(LaunchError::Step { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+            Err(LaunchError::Step { source, .. })
+                if source.raw_os_error() == Some(libc::EBUSY) && self.sub_cgroup.is_none() =>
+            {
                 self.clone_into(self.target.cgroup.unified_of(self.target.pid)?.as_ref())
             }
             other => other,
         }
+    }
+
+    fn cgroup(&self) -> &Cgroup {
+        self.sub_cgroup.as_ref().unwrap_or(self.target.cgroup)
     }
 
     fn clone_into(&self, cgroup: Option<&OwnedFd>) -> Result<(Parent, OwnedFd), LaunchError> {
@@ -126,13 +189,12 @@ impl Entry<'_> {
     /// The stage.
     fn enter(&self, channel: &Child) -> Result<(), LaunchError> {
         guard()?;
-        self.target.cgroup.join()?;
+        self.cgroup().join()?;
         if let Some(adjustment) = self.oom_score_adj {
             set_oom_score(adjustment)?;
         }
         process::reset_cpu_affinity().map_err(|error| LaunchError::step("reset the CPU affinity", error))?;
-        process::setns(self.target.pidfd, NAMESPACES)
-            .map_err(|error| LaunchError::step("join the container's namespaces", error))?;
+        self.join_namespaces()?;
         let args = CloneArgs { sibling: true, ..CloneArgs::default() };
         let cloned = process::clone_child(&args, || {
             let Err(error) = self.run(channel);
@@ -141,6 +203,25 @@ impl Entry<'_> {
         .map_err(|error| LaunchError::step("clone a process", error))?;
         channel.pid(cloned.pid);
         process::exit_now(0)
+    }
+
+    fn join_namespaces(&self) -> Result<(), LaunchError> {
+        let cannot = |error| LaunchError::step("join the container's namespaces", error);
+        let kinds = if self.new_user { NAMESPACES | libc::CLONE_NEWUSER } else { NAMESPACES };
+        match process::setns(self.target.pidfd, kinds) {
+            // A kernel that was built without time namespaces.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !has_time_namespaces() => {
+                process::setns(self.target.pidfd, kinds & !CLONE_NEWTIME).map_err(cannot)?;
+            }
+            other => other.map_err(cannot)?,
+        }
+        if self.new_user {
+            // Other credentials: the kernel has undone both of what hides and ties this process.
+            hide_and_tie()?;
+            become_mapped_root()?;
+            hide_and_tie()?;
+        }
+        Ok(())
     }
 
     /// The process itself.
@@ -155,6 +236,22 @@ impl Entry<'_> {
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
         self.program.run(channel)
     }
+}
+
+fn has_time_namespaces() -> bool {
+    rustix::fs::access("/proc/self/ns/time", rustix::fs::Access::EXISTS).is_ok()
+}
+
+/// Root of the container: what is made from now on belongs to it. Without a root in the namespace the process's
+/// own user has to do.
+fn become_mapped_root() -> Result<(), LaunchError> {
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    let unless_unmapped = |result: rustix::io::Result<()>| match result {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(LaunchError::step("become root of the container's user namespace", error)),
+    };
+    unless_unmapped(rustix::thread::set_thread_res_gid(gid, gid, gid))?;
+    unless_unmapped(rustix::thread::set_thread_res_uid(uid, uid, uid))
 }
 
 /// In the container's devpts, and certainly in one: everything in there may be made to mislead.

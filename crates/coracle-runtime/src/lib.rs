@@ -28,6 +28,6 @@ pub mod user;
 
 pub use cgroup::Cgroup;
 pub use error::{ExecProblem, LaunchError};
-pub use exec::exec;
+pub use exec::{ExecOptions, exec};
 pub use launch::{ExecLaunch, Launch, Root, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec};
 pub use start::start;

@@ -47,6 +47,11 @@ pub(crate) struct ProgramOptions {
     pub(crate) create_cwd: bool,
     pub(crate) gate: bool,
     pub(crate) preserve_fds: u32,
+    /// The program outlives its starter.
+    pub(crate) detached: bool,
+    pub(crate) no_new_keyring: bool,
+    /// The user namespace was made without the right to set groups.
+    pub(crate) setgroups_denied: bool,
 }
 
 impl<'a> Program<'a> {
@@ -83,7 +88,9 @@ impl<'a> Program<'a> {
     /// Becomes the program. Returns only if that fails.
     pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
         self.set_limits(channel)?;
-        if let Err(error) = sys::new_session_keyring(c"_coracle") {
+        if !self.options.no_new_keyring
+            && let Err(error) = sys::new_session_keyring(c"_coracle")
+        {
             // Quota of the user used up, no support, or forbidden by an outer filter.
             channel.warn(&format!("the container has no session keyring of its own: {error}"));
         }
@@ -92,10 +99,16 @@ impl<'a> Program<'a> {
         self.enter_directory(entered)?;
         let umask = self.process.user().umask().unwrap_or(0o022);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-        die_with_parent(channel)?;
+        hide_and_tie()?;
+        if channel.is_orphan() {
+            sys::exit_now(125);
+        }
         let path = self.find()?;
         if self.options.gate {
             channel.wait_at_gate();
+        }
+        if self.options.detached {
+            self.untie(channel)?;
         }
         sys::cloexec_from(3 + self.options.preserve_fds)
             .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
@@ -104,6 +117,16 @@ impl<'a> Program<'a> {
             return Err(self.run_below_init(&path, channel));
         }
         Err(self.execute(&path))
+    }
+
+    /// From here on it lives without its starter, which must still be there to hear how the execution went.
+    fn untie(&self, channel: &Child) -> Result<(), LaunchError> {
+        rustix::process::set_parent_process_death_signal(None)
+            .map_err(|error| LaunchError::step("untie the process from its starter", error))?;
+        if channel.is_orphan() {
+            sys::exit_now(125);
+        }
+        Ok(())
     }
 
     fn execute(&self, path: &CStr) -> LaunchError {
@@ -191,9 +214,13 @@ impl<'a> Program<'a> {
 
     fn change_user(&self, available: u64) -> Result<(), LaunchError> {
         let step = |what: String, error: Errno| LaunchError::step(what, error);
-        let groups: Vec<Gid> = self.identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        // Also an empty list: the caller's groups must not stay.
-        rustix::thread::set_thread_groups(&groups).map_err(|e| step("set the groups".into(), e))?;
+        if self.options.setgroups_denied {
+            self.check_groups()?;
+        } else {
+            let groups: Vec<Gid> = self.identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            // Also an empty list: the caller's groups must not stay.
+            rustix::thread::set_thread_groups(&groups).map_err(|e| step("set the groups".into(), e))?;
+        }
         let gid = Gid::from_raw(self.identity.gid);
         rustix::thread::set_thread_res_gid(gid, gid, gid)
             .map_err(|error| step(format!("become group {}", self.identity.gid), error))?;
@@ -208,6 +235,19 @@ impl<'a> Program<'a> {
         // Leaving root emptied the effective set, which the next steps need.
         sys::set_capabilities(available, available, 0)
             .map_err(|error| LaunchError::step("set the capabilities", error))
+    }
+
+    /// Groups that were asked for by number are an error where none can be set; those that an account brings
+    /// along are not.
+    fn check_groups(&self) -> Result<(), LaunchError> {
+        let asked = self.process.user().additional_gids().as_deref().unwrap_or_default();
+        match asked.iter().find(|gid| **gid != self.identity.gid) {
+            None => Ok(()),
+            Some(gid) => Err(LaunchError::spec(
+                "process.user.additionalGids",
+                format!("group {gid} cannot be set in a user namespace that was made without rights"),
+            )),
+        }
     }
 
     /// As root first: the user may not be allowed to pass through a directory on the way, and images rely on it.
@@ -304,17 +344,13 @@ fn executable(path: &CStr) -> Result<(), ExecProblem> {
     }
 }
 
-/// When the starter dies, so does this process. It may have died already, before it could be asked.
-fn die_with_parent(channel: &Child) -> Result<(), LaunchError> {
+/// When the starter dies, so does this process, and who shares a container with it cannot trace it. Changes of
+/// credentials undo both.
+pub(crate) fn hide_and_tie() -> Result<(), LaunchError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| LaunchError::step("tie the process to its monitor", error))?;
-    // A change of user makes a process dumpable or not by a setting of the host; until execve it is not.
+        .map_err(|error| LaunchError::step("tie the process to its starter", error))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|error| LaunchError::step("hide the process", error))?;
-    if channel.is_orphan() {
-        sys::exit_now(125);
-    }
-    Ok(())
+        .map_err(|error| LaunchError::step("hide the process", error))
 }
 
 fn refuse_unsupported(process: &Process) -> Result<(), LaunchError> {

@@ -44,6 +44,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             create_cwd: launch.create_cwd,
             gate: options.gate,
             preserve_fds: options.preserve_fds,
+            ..ProgramOptions::default()
         },
     )?;
     let mut warnings = Vec::new();

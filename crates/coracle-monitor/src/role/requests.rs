@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use coracle_base::explain;
-use coracle_runtime::{ExecLaunch, SeccompSource, Stdio, Target, UserSpec, caps};
+use coracle_runtime::{ExecLaunch, ExecOptions, SeccompSource, Stdio, Target, UserSpec, caps};
 use coracle_state::container::RestartPolicy;
 use coracle_sys::socket::{self, Wait};
 use coracle_sys::terminal::{self, Size};
@@ -203,7 +203,7 @@ impl Monitor {
         let started = self.container.as_ref().map(|container| {
             let running = &container.running;
             let target = Target { pidfd: running.pidfd.as_fd(), pid: running.pid, cgroup: &running.cgroup };
-            coracle_runtime::exec(&target, &launch, stdio)
+            coracle_runtime::exec(&target, &launch, stdio, &ExecOptions::default())
         });
         self.lower_oom_score();
         let mut running = match started {

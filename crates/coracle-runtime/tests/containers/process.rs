@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use coracle_base::explain::chain;
 use coracle_runtime::{
-    ExecLaunch, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec, start,
+    ExecLaunch, ExecOptions, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec, start,
 };
 use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -280,7 +280,8 @@ fn exec_has_a_terminal(rig: &Rig) {
     let (running, piped) = begin(&launch);
     let target = Target { pidfd: running.pidfd.as_fd(), pid: running.pid, cgroup: &running.cgroup };
     let request = ExecLaunch::like(&launch, args(&["stty", "size"]));
-    let inside = exec(&target, &request, Stdio::Terminal { rows: 7, cols: 8 }).unwrap();
+    let inside =
+        exec(&target, &request, Stdio::Terminal { rows: 7, cols: 8 }, &ExecOptions::default()).unwrap();
     assert_eq!(read_terminal(inside.terminal.as_ref().unwrap(), &inside), "7 8\r\n");
     assert_eq!(inside.wait().unwrap(), 0);
     drop(piped);

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use coracle_base::explain::chain;
 use coracle_runtime::{
-    ExecLaunch, Launch, LaunchError, Root, Running, SeccompSource, StartOptions, Stdio, Target, defaults,
-    exec, start,
+    ExecLaunch, ExecOptions, Launch, LaunchError, Root, Running, SeccompSource, StartOptions, Stdio, Target,
+    defaults, exec, start,
 };
 use oci_spec::runtime::{Mount, Process};
 use rustix::event::{PollFd, PollFlags};
@@ -148,7 +148,7 @@ pub(crate) fn failure(launch: &Launch) -> LaunchError {
 pub(crate) fn exec_in(running: &Running, launch: &ExecLaunch) -> Result<(i32, String), LaunchError> {
     let target = Target { pidfd: running.pidfd.as_fd(), pid: running.pid, cgroup: &running.cgroup };
     let (stdio, piped) = pipes();
-    let inside = exec(&target, launch, stdio)?;
+    let inside = exec(&target, launch, stdio, &ExecOptions::default())?;
     let out = text_of(piped.stdout) + &text_of(piped.stderr);
     Ok((inside.wait().unwrap(), out))
 }
