@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/mount.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -16,6 +17,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -29,7 +32,10 @@
 // Docker's default set, as a mask.
 static const uint64_t kept = 0xa80425fb;
 
-static const char *const v1[] = { "cpu", "memory", "pids", "devices", "freezer", "cpuset", "blkio" };
+// The hierarchies that hosts with cgroup v1 have; those that are missing are left out.
+static const char *const v1[] = {
+    "blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids", "systemd", "unified",
+};
 enum { GROUPS = sizeof v1 / sizeof *v1 };
 static char groups[GROUPS + 1][256];
 
@@ -76,6 +82,51 @@ static void make_groups(void)
     }
 }
 
+// By itself, never by its number: that would wait for a grace period of the kernel.
+static void join_groups(void)
+{
+    for (int i = 0; i < GROUPS; i++)
+        if (groups[i][0] && strcmp(v1[i < GROUPS ? i : 0], "unified"))
+            if (put(groups[i], "tasks", "0") < 0 && errno != ENOENT)
+                TRY(-1);
+    TRY(unshare(CLONE_NEWCGROUP));
+}
+
+static void loopback_up(void)
+{
+    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    TRY(fd);
+    TRY(ioctl(fd, SIOCSIFFLAGS, &lo));
+    close(fd);
+}
+
+static int cover(const char *path, const char *by)
+{
+    int done = mount(by, path, 0, MS_BIND, 0) == 0;
+    if (!done && errno != ENOENT)
+        TRY(-1);
+    return done;
+}
+
+// Docker's masked and read-only paths.
+static void protect(void)
+{
+    static const char *const masked[] = {
+        "proc/asound", "proc/acpi", "proc/scsi", "sys/firmware", "proc/kcore", "proc/keys", "proc/latency_stats",
+        "proc/timer_list", "proc/timer_stats", "proc/sched_debug",
+    };
+    static const char *const fixed[] = { "proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger" };
+    struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
+    TRY(mkdir("dev/empty", 0555));
+    for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
+        cover(masked[i], i < 4 ? "dev/empty" : "dev/null");
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
+        if (cover(fixed[i], fixed[i]))
+            TRY(syscall(SYS_mount_setattr, AT_FDCWD, fixed[i], 0, &read_only, sizeof read_only));
+    }
+}
+
 static void remove_groups(void)
 {
     for (int i = 0; i <= GROUPS; i++)
@@ -106,6 +157,7 @@ static void make_root(const char *root)
         snprintf(path, sizeof path, "dev/%s", devices[i].name);
         TRY(mknod(path, S_IFCHR | 0666, makedev(1, devices[i].minor)));
     }
+    protect();
     TRY(syscall(SYS_pivot_root, ".", "."));
     TRY(umount2(".", MNT_DETACH));
     TRY(chdir("/"));
@@ -126,8 +178,22 @@ static void confine(struct sock_fprog *filter)
         TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, filter));
 }
 
+// From a copy of the binary's mount that cannot be written to: the container must not reach the host's file.
+static void protect_binary(char **argv)
+{
+    char mark[8];
+    if (readlink("/proc/self/exe", mark, sizeof mark) == 1)
+        return;
+    struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
+    int fd = syscall(SYS_open_tree, AT_FDCWD, "/proc/self/exe", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    TRY(fd);
+    TRY(syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &read_only, sizeof read_only));
+    TRY(syscall(SYS_execveat, fd, "", argv, environ, AT_EMPTY_PATH));
+}
+
 int main(int argc, char **argv)
 {
+    protect_binary(argv);
     static struct sock_filter program[4096];
     struct sock_fprog filter = { 0, program };
     if (argc < 2)
@@ -141,29 +207,28 @@ int main(int argc, char **argv)
         close(fd);
     }
     make_groups();
-    int pidfd = -1, gate[2];
-    TRY(pipe2(gate, O_CLOEXEC));
+    int pidfd = -1;
     struct clone_args how = {
-        .flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP,
+        .flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET,
         .pidfd = (uintptr_t)&pidfd,
         .exit_signal = SIGCHLD,
     };
+    if (groups[GROUPS][0]) {
+        int fd = open(groups[GROUPS], O_PATH | O_DIRECTORY | O_CLOEXEC);
+        TRY(fd);
+        how.flags |= CLONE_INTO_CGROUP;
+        how.cgroup = fd;
+    }
     pid_t pid = syscall(SYS_clone3, &how, sizeof how);
     TRY(pid);
     if (pid == 0) {
-        char go;
-        TRY(read(gate[0], &go, 1));
+        join_groups();
+        loopback_up();
         make_root(argv[1]);
         confine(&filter);
         execve("/true", (char *[]){ "true", 0 }, (char *[]){ "PATH=/", 0 });
         _exit(127);
     }
-    char text[16];
-    snprintf(text, sizeof text, "%d", pid);
-    for (int i = 0; i <= GROUPS; i++)
-        if (groups[i][0])
-            TRY(put(groups[i], "cgroup.procs", text));
-    TRY(write(gate[1], "g", 1));
     siginfo_t end;
     TRY(waitid(P_PIDFD, pidfd, &end, WEXITED));
     remove_groups();

@@ -86,6 +86,34 @@ pub fn run(command: &mut Command) -> Result<(), TaskError> {
     Err(TaskError::Command { command: line(command), status: status.to_string(), said: String::new() })
 }
 
+/// Starts commands at the same time and waits for all of them; what they write is thrown away.
+///
+/// # Errors
+/// If one cannot be started or fails; the others have ended by then.
+pub fn run_all(commands: Vec<Command>) -> Result<(), TaskError> {
+    let mut running = Vec::new();
+    let mut first = Ok(());
+    for mut command in commands {
+        match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(child) => running.push((command, child)),
+            Err(source) => first = first.and(Err(start_error(&command)(source))),
+        }
+    }
+    for (command, mut child) in running {
+        let ended = match child.wait() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(TaskError::Command {
+                command: line(&command),
+                status: status.to_string(),
+                said: String::new(),
+            }),
+            Err(source) => Err(start_error(&command)(source)),
+        };
+        first = first.and(ended);
+    }
+    first
+}
+
 /// Runs a command and returns all that it wrote, whatever its exit status.
 ///
 /// # Errors

@@ -27,37 +27,110 @@ pub struct Rounds {
     pub long: usize,
 }
 
-/// Runs of a bundle by the runtimes installed here.
+/// Runs of a bundle by the runtimes installed here: alone, ten at once, and on a host with many mounts.
 ///
 /// # Errors
 /// If the bundles cannot be made.
 pub fn bundles(coracle: &Path, dir: &Path, rounds: Rounds) -> Result<Vec<Row>, TaskError> {
     let bundles = Bundles::make(&dir.join("bundle"))?;
+    let all = |bundle| runtimes(coracle, bundle, dir, &bundles);
+    let alone = |bundle| all(bundle).into_iter().map(|r: Runtime<'_>| r.times(1)).collect();
+    let row = |work: &str, samples, goals| Row {
+        work: format!("OCI bundle, static `true`, {work}"),
+        unit: "ms",
+        samples,
+        goals,
+    };
+    let crun = |share| Goal::Of { peer: "crun", share };
     let mut rows = Vec::new();
-    let both = [
-        ("with Docker's seccomp profile", bundles.filtered.as_deref(), 0.25),
-        ("without seccomp", Some(&*bundles.plain), 0.5),
-    ];
-    for (how, bundle, share) in both {
-        let Some(bundle) = bundle else { continue };
-        let mut candidates = vec![runtime("coracle", coracle.to_owned(), &["oci"], bundle, dir)];
-        for name in ["crun", "runc", "youki"] {
-            if let Some(program) = shell::find(name) {
-                candidates.push(runtime(name, program, &[], bundle, dir));
-            }
-        }
-        candidates.push(Candidate {
-            name: "floor (kernel alone, no seccomp)".to_owned(),
-            work: Box::new(|| time_command(shell::command(&bundles.floor).arg(&bundles.rootfs))),
-        });
-        rows.push(Row {
-            work: format!("OCI bundle, static `true`, {how}"),
-            unit: "ms",
-            samples: take_turns(candidates, rounds.warm_up, rounds.short),
-            goals: vec![Goal::Of { peer: "crun", share }],
-        });
+    if let Some(filtered) = bundles.filtered.as_deref() {
+        let samples = take_turns(alone(filtered), rounds.warm_up, rounds.short);
+        rows.push(row("with Docker's seccomp profile", samples, vec![crun(0.25)]));
     }
+    let samples = take_turns(alone(&bundles.plain), rounds.warm_up, rounds.short);
+    rows.push(row("without seccomp", samples, vec![crun(0.5), FLOOR]));
+    let at_once = all(&bundles.plain).into_iter().map(|r| r.times(AT_ONCE)).collect();
+    let samples = take_turns(at_once, 1, rounds.short.div_ceil(3));
+    rows.push(row("ten at once, each", samples, vec![crun(0.5), FLOOR]));
+    let mounts = Mounts::make(&dir.join("mounts"))?;
+    let samples = take_turns(alone(&bundles.plain), rounds.warm_up, rounds.short);
+    drop(mounts);
+    rows.push(row(&format!("host with {MORE_MOUNTS} more mounts"), samples, vec![crun(0.5), FLOOR]));
     Ok(rows)
+}
+
+/// What a runtime may add to what the kernel takes.
+const FLOOR: Goal = Goal::Of { peer: "floor", share: 1.5 };
+/// How many bundles run at once in the row that does so.
+const AT_ONCE: u32 = 10;
+/// Mounts of a host with many containers of other engines.
+const MORE_MOUNTS: usize = 1000;
+
+/// A way to run one container, any number of times.
+struct Runtime<'a> {
+    name: String,
+    command: Box<dyn FnMut() -> Command + 'a>,
+}
+
+impl<'a> Runtime<'a> {
+    /// Milliseconds for each of so many containers that are started at once.
+    fn times(mut self, n: u32) -> Candidate<'a> {
+        let name = self.name.clone();
+        let work = move || {
+            if n == 1 {
+                return time_command(&mut (self.command)());
+            }
+            let commands: Vec<Command> = (0..n).map(|_| (self.command)()).collect();
+            timed(|| shell::run_all(commands)).map(|ms| ms / f64::from(n))
+        };
+        Candidate { name, work: Box::new(work) }
+    }
+}
+
+fn runtimes<'a>(coracle: &Path, bundle: &'a Path, dir: &'a Path, bundles: &'a Bundles) -> Vec<Runtime<'a>> {
+    let mut all = vec![runtime("coracle", coracle.to_owned(), &["oci"], bundle, dir)];
+    for name in ["crun", "runc", "youki"] {
+        if let Some(program) = shell::find(name) {
+            all.push(runtime(name, program, &[], bundle, dir));
+        }
+    }
+    all.push(Runtime {
+        name: "floor (kernel alone, no seccomp)".to_owned(),
+        command: Box::new(|| {
+            let mut floor = shell::command(&bundles.floor);
+            floor.arg(&bundles.rootfs);
+            floor
+        }),
+    });
+    all
+}
+
+/// Mounts that nobody needs, until dropped.
+struct Mounts(PathBuf);
+
+impl Mounts {
+    fn make(dir: &Path) -> Result<Self, TaskError> {
+        let failed = |error: rustix::io::Errno| TaskError::Failed(format!("cannot mount tmpfs: {error}"));
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        let none = rustix::mount::MountFlags::empty();
+        let mount = |on: &Path| rustix::mount::mount("bench", on, "tmpfs", none, None).map_err(failed);
+        mount(dir)?;
+        let mounts = Self(dir.to_owned());
+        for n in 0..MORE_MOUNTS {
+            let below = dir.join(n.to_string());
+            fs::create_dir(&below).map_err(io("create", &below))?;
+            mount(&below)?;
+        }
+        Ok(mounts)
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH) {
+            crate::say!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
 }
 
 fn runtime<'a>(
@@ -66,11 +139,11 @@ fn runtime<'a>(
     prefix: &'a [&'a str],
     bundle: &'a Path,
     dir: &'a Path,
-) -> Candidate<'a> {
+) -> Runtime<'a> {
     let state = dir.join(format!("{name}-state"));
     let own_name = name.to_owned();
     let mut n = 0_u32;
-    let work = move || {
+    let command = move || {
         n += 1;
         let mut command = shell::command(&program);
         match prefix {
@@ -79,9 +152,10 @@ fn runtime<'a>(
             _ => command.args(prefix),
         };
         command.arg("run").arg("--bundle").arg(bundle);
-        time_command(command.arg(format!("bench-{own_name}-{}-{n}", std::process::id())))
+        command.arg(format!("bench-{own_name}-{}-{n}", std::process::id()));
+        command
     };
-    Candidate { name: name.to_owned(), work: Box::new(work) }
+    Runtime { name: name.to_owned(), command: Box::new(command) }
 }
 
 /// One candidate per engine, each timing a command.
@@ -130,7 +204,7 @@ pub fn exec(engines: &[Engine], image: &str, rounds: Rounds) -> Result<Row, Task
         work: "`exec true`".to_owned(),
         unit: "ms",
         samples,
-        goals: vec![Goal::Of { peer: "docker", share: 1.0 / 12.0 }],
+        goals: vec![Goal::Of { peer: "docker", share: 1.0 / 12.0 }, Goal::AtMost(3.0)],
     })
 }
 
