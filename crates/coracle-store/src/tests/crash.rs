@@ -280,11 +280,11 @@ fn has_stopped(child: &Child) -> bool {
     status.stopped()
 }
 
-/// Waits until a child ends, or long enough to say that it waits for somebody who is stopped.
-fn wait_a_moment(child: &Child) {
+/// Waits until a child ends, or long enough to say that it waits for somebody who is stopped; whether it ended.
+fn wait_a_moment(child: &Child) -> bool {
     let ended = pidfd_open(pid(child), PidfdFlags::empty()).unwrap();
     let patience = Timespec { tv_sec: 0, tv_nsec: 700_000_000 };
-    poll(&mut [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)], Some(&patience)).unwrap();
+    poll(&mut [PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)], Some(&patience)).unwrap() > 0
 }
 
 /// `first` stops at its n-th effect, `second` runs, to its end unless it has to wait for the first, and the first
@@ -348,7 +348,12 @@ fn a_pull_takes_back_what_a_collection_hid_meanwhile() {
         let was_killed = finish(start(&home, "gc", "kill", killed_at), "gc");
         let place = home.dirs.store().join("objects").join(body.path());
         // The last effects of a pull before its commit: the barriers, the names, the lock of the database.
-        for stopped_at in (12..30).step_by(3).filter(|_| place.exists()) {
+        for stopped_at in (12..30).filter(|_| place.exists()) {
+            // Layers are unpacked side by side, so that the moment has another number each time: until it was met
+            // once, all are tried.
+            if n_hidden > 0 && stopped_at % 3 != 0 {
+                continue;
+            }
             let when = format!("collection killed at effect {killed_at}, pull stopped at {stopped_at}");
             let mut puller = start(&home, "same body", "stop", stopped_at);
             if !has_stopped(&puller) {
@@ -356,9 +361,17 @@ fn a_pull_takes_back_what_a_collection_hid_meanwhile() {
                 break;
             }
             let collector = start(&home, "gc", "pass", 0);
-            wait_a_moment(&collector);
-            let hidden = std::fs::read_dir(home.dirs.store().join("condemned")).unwrap().count();
-            n_hidden += usize::from(!place.exists() && hidden > 0);
+            let is_hidden = || {
+                let n = std::fs::read_dir(home.dirs.store().join("condemned")).unwrap().count();
+                !place.exists() && n > 0
+            };
+            // The case must be met once; how long a loaded machine takes until then nobody knows.
+            for _ in 0..if n_hidden == 0 { 10 } else { 1 } {
+                if wait_a_moment(&collector) || is_hidden() {
+                    break;
+                }
+            }
+            n_hidden += usize::from(is_hidden());
             kill_process(pid(&puller), Signal::CONT).unwrap();
             assert!(!finish(puller, &when), "{when}");
             assert!(!finish(collector, &when), "{when}");
@@ -374,8 +387,5 @@ fn a_pull_takes_back_what_a_collection_hid_meanwhile() {
             break;
         }
     }
-    if n_hidden == 0 {
-        // All that was met was found sound; whether the collection gets that far depends on the scheduler.
-        println!("skipped: the collection never hid the body while the pull was stopped, this time");
-    }
+    assert!(n_hidden > 0, "the collection never hid the body while the pull was stopped");
 }
