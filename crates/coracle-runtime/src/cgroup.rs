@@ -14,6 +14,8 @@
 
 mod devices;
 mod limits;
+mod location;
+pub mod stats;
 mod sub;
 
 use std::io;
@@ -27,6 +29,9 @@ use rustix::io::Errno;
 
 use crate::LaunchError;
 use crate::error::tolerate;
+
+pub use location::{Driver, Location};
+pub use stats::Stats;
 
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
 /// Below this depth no cgroups of a container are looked for.
@@ -108,17 +113,28 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Makes the cgroups at `path` and sets their limits. What cannot be had and matters little becomes a
+    /// The cgroups of a container whose location was kept, without making them.
+    ///
+    /// # Errors
+    /// No cgroup file system is mounted.
+    pub fn open(location: &Location) -> Result<Self, LaunchError> {
+        if location.driver() == Driver::Systemd {
+            return Err(LaunchError::unsupported("the systemd cgroup driver"));
+        }
+        Self::at(location.path())
+    }
+
+    /// Makes the cgroups at `location` and sets their limits. What cannot be had and matters little becomes a
     /// warning. Nothing is left behind on failure.
     ///
     /// # Errors
     /// A cgroup exists and is in use, or a limit was refused.
     pub fn create(
-        path: &Path,
+        location: &Location,
         resources: Option<&LinuxResources>,
         warnings: &mut Vec<String>,
     ) -> Result<Self, LaunchError> {
-        let mut cgroup = Self::at(path)?;
+        let mut cgroup = Self::open(location)?;
         let made = cgroup.make_directories().and_then(|()| match resources {
             Some(resources) => cgroup.apply(resources, warnings),
             None => Ok(()),
@@ -632,25 +648,9 @@ fn remove_children(dir: &Path, depth: usize) {
     }
 }
 
-/// The path in `linux.cgroupsPath`, or `/coracle/<id>`.
-#[must_use]
-pub fn path_of(cgroups_path: Option<&Path>, id: &str) -> PathBuf {
-    match cgroups_path {
-        Some(path) if !path.as_os_str().is_empty() => Path::new("/").join(path),
-        _ => Path::new("/coracle").join(id),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_path_is_the_configured_one_or_named_after_the_id() {
-        assert_eq!(path_of(None, "abc"), Path::new("/coracle/abc"));
-        assert_eq!(path_of(Some(Path::new("/a/b")), "abc"), Path::new("/a/b"));
-        assert_eq!(path_of(Some(Path::new("a/b")), "abc"), Path::new("/a/b"));
-    }
 
     #[test]
     fn a_path_that_leads_elsewhere_is_refused() {
@@ -668,7 +668,8 @@ mod tests {
     #[test]
     fn cgroups_are_made_and_removed() {
         let path = format!("/coracle-test-{}/a", std::process::id());
-        let cgroup = match Cgroup::create(Path::new(&path), None, &mut Vec::new()) {
+        let location = Location::resolve(Some(Path::new(&path)), "a", Driver::Cgroupfs).unwrap();
+        let cgroup = match Cgroup::create(&location, None, &mut Vec::new()) {
             Ok(cgroup) => cgroup,
             Err(error) => return println!("skipped: {}", coracle_base::explain::chain(&error)),
         };

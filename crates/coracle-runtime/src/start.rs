@@ -10,7 +10,7 @@ use coracle_sys::process::{self, CloneArgs, Cloned};
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Driver, Location};
 use crate::channel::{Message, Parent, channel};
 use crate::error::tolerate;
 use crate::program::{Program, ProgramOptions};
@@ -48,8 +48,9 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         },
     )?;
     let mut warnings = Vec::new();
-    let path = cgroup::path_of(linux.and_then(|l| l.cgroups_path().as_deref()), &launch.id);
-    let cgroup = Cgroup::create(&path, linux.and_then(|l| l.resources().as_ref()), &mut warnings)?;
+    let path = linux.and_then(|l| l.cgroups_path().as_deref());
+    let location = Location::resolve(path, &launch.id, Driver::default())?;
+    let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), &mut warnings)?;
     let stage = Stage { spec: &launch.spec, program, cgroup: &cgroup, root, stdio, plan };
     match launch_stage(stage, options.netns, &mut warnings) {
         Ok(started) => Ok(Running {

@@ -261,6 +261,7 @@ fn attach_program(dir: &Path, policy: &Policy) -> Result<(), LaunchError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Driver, Location};
     use super::*;
 
     fn rules(json: &str) -> Vec<Rule> {
@@ -354,7 +355,8 @@ mod tests {
     #[test]
     fn the_kernel_takes_the_program() {
         let name = format!("/coracle-test-devices-{}", std::process::id());
-        let cgroup = match Cgroup::create(Path::new(&name), None, &mut Vec::new()) {
+        let location = Location::resolve(Some(Path::new(&name)), "devices", Driver::Cgroupfs).unwrap();
+        let cgroup = match Cgroup::create(&location, None, &mut Vec::new()) {
             Ok(cgroup) => cgroup,
             Err(error) => return println!("skipped: {}", coracle_base::explain::chain(&error)),
         };

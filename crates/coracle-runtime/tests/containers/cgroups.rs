@@ -12,6 +12,7 @@ use crate::rig::{Rig, args, begin, exec_in, failure, finish, is_ready, mount};
 
 pub(crate) const CASES: &[Case] = &[
     ("limits_are_in_force", limits_are_in_force),
+    ("what_is_used_is_told", what_is_used_is_told),
     ("running_out_of_memory_is_noticed", running_out_of_memory_is_noticed),
     ("nothing_is_left_behind", nothing_is_left_behind),
     ("a_frozen_container_stands_still", a_frozen_container_stands_still),
@@ -41,6 +42,27 @@ fn limits_are_in_force(rig: &Rig) {
     assert_eq!(find("memory", "memory.limit_in_bytes|memory.max"), (64 << 20).to_string());
     assert_eq!(find("pids", "pids.max|pids.max"), "17");
     assert_eq!(running.cgroup.procs().unwrap(), [running.pid]);
+    drop(piped.stdin);
+    assert_eq!(finish(&running), 0);
+}
+
+fn what_is_used_is_told(rig: &Rig) {
+    let mut launch = rig.sh("head -c 20000000 /dev/zero > /tmp/x; echo; cat");
+    let resources = launch.spec.linux_mut().as_mut().unwrap().resources_mut().as_mut().unwrap();
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(Some(64 << 20));
+    let mut pids = LinuxPids::default();
+    pids.set_limit(17);
+    resources.set_memory(Some(memory)).set_pids(Some(pids));
+    let (running, piped) = begin(&launch);
+    assert!(is_ready(&piped.stdout, PollFlags::IN, 20_000));
+    let stats = running.cgroup.stats().unwrap();
+    assert_eq!(stats.pids.limit, 17);
+    assert!(stats.pids.current >= 1);
+    assert_eq!(stats.memory.usage.limit, 64 << 20);
+    assert!(stats.memory.usage.usage > 10_000_000, "{:?}", stats.memory.usage);
+    assert!(stats.memory.cache > 10_000_000, "{:?}", stats.memory.raw);
+    assert!(stats.cpu.usage.total > 0 && !stats.cpuset.cpus.is_empty());
     drop(piped.stdin);
     assert_eq!(finish(&running), 0);
 }
