@@ -10,6 +10,7 @@ use coracle_state::Dirs;
 use crate::cli::flags::Parsed;
 use crate::environment::filled;
 use crate::failure::Failure;
+use crate::rootless::{self, place};
 
 /// What the global flags and the environment say.
 #[derive(Debug)]
@@ -22,29 +23,33 @@ pub(crate) struct Context {
     pub(crate) command: String,
     /// Print more.
     pub(crate) debug: bool,
+    /// This process has less than the rights of the machine's root.
+    pub(crate) rootless: bool,
 }
 
 /// Roots of state: a flag, a variable, or the default; a user's own below his home.
-pub(crate) fn dirs(globals: &Parsed) -> Dirs {
+pub(crate) fn dirs(globals: &Parsed, user: Option<u32>) -> Dirs {
     let given = |flag: Option<&str>, variable: &str| {
         flag.filter(|f| !f.is_empty()).map(PathBuf::from).or_else(|| filled(variable).map(PathBuf::from))
     };
     let data = given(globals.text("root").or(globals.text("data-dir")), "CORACLE_DATA_DIR");
     let run = given(globals.text("run-dir"), "CORACLE_RUN_DIR");
-    let is_root = rustix::process::geteuid().is_root();
-    let home = || filled("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
     Dirs {
-        data: data.unwrap_or_else(|| match (is_root, filled("XDG_DATA_HOME")) {
-            (true, _) => PathBuf::from("/var/lib/coracle"),
-            (false, Some(base)) => PathBuf::from(base).join("coracle"),
-            (false, None) => home().join(".local/share/coracle"),
+        data: data.unwrap_or_else(|| match user {
+            Some(uid) => place::data(uid),
+            None => PathBuf::from("/var/lib/coracle"),
         }),
-        run: run.unwrap_or_else(|| match (is_root, filled("XDG_RUNTIME_DIR")) {
-            (true, _) => PathBuf::from("/run/coracle"),
-            (false, Some(base)) => PathBuf::from(base).join("coracle"),
-            (false, None) => PathBuf::from(format!("/tmp/coracle-{}", rustix::process::geteuid().as_raw())),
+        run: run.unwrap_or_else(|| match user {
+            Some(uid) => place::run(uid),
+            None => PathBuf::from("/run/coracle"),
         }),
     }
+}
+
+/// The user by the number that the host knows him by.
+fn host_uid() -> u32 {
+    let uid = rustix::process::geteuid().as_raw();
+    coracle_sys::userns::uid_outside(uid).ok().flatten().unwrap_or(uid)
 }
 
 impl Context {
@@ -52,8 +57,10 @@ impl Context {
         let config_dir =
             globals.text("config").map(PathBuf::from).or_else(|| filled("DOCKER_CONFIG").map(PathBuf::from));
         let home = || PathBuf::from(filled("HOME").unwrap_or_else(|| "/root".to_owned())).join(".docker");
+        let rootless = rootless::is_rootless();
         Self {
-            dirs: dirs(globals),
+            dirs: dirs(globals, rootless.then(host_uid)),
+            rootless,
             config_dir: config_dir.unwrap_or_else(home),
             command: format!("coracle {command}"),
             debug: globals.is_on("debug"),

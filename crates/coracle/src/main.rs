@@ -9,6 +9,7 @@
 //! commands/       one file for each command              create.rs       options of run → CreateSpec (pure)
 //! foreground.rs   terminal, signals, streams             context.rs      where things lie, opening the engine
 //! table.rs        tables, json, templates                filter.rs       --filter
+//! rootless.rs     becoming root of a user namespace
 //! progress.rs     bars and lines                         failure.rs, output.rs  what users see
 //! ```
 //!
@@ -24,6 +25,7 @@ mod filter;
 mod foreground;
 mod output;
 mod progress;
+mod rootless;
 mod table;
 
 use std::ffi::OsString;
@@ -105,6 +107,7 @@ fn run(words: &[String]) -> Result<u8, Failure> {
             if context.debug {
                 output::note(&format!("coracle: {} in {}", command.path, context.dirs.data.display()));
             }
+            rootless::enter(&context, command.path)?;
             (command.run)(&context, &parsed)
         }
     }
