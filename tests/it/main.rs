@@ -28,4 +28,5 @@ mod leaks;
 mod logs;
 mod network;
 mod registry;
+mod unified;
 mod volumes;

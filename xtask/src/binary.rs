@@ -72,3 +72,21 @@ pub fn build(profile: Profile) -> Result<PathBuf, TaskError> {
     shell::run(&mut command)?;
     Ok(scratch::target_dir().join(target()).join(profile.dir()).join("coracle"))
 }
+
+/// Builds a test program of the workspace unless it is up to date, as `cargo test --workspace` does, and returns
+/// its path.
+///
+/// # Errors
+/// If it does not compile or there is none of that name.
+pub fn build_test(name: &str) -> Result<PathBuf, TaskError> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-run", "--target", target(), "--test", name]);
+    command.args(["--message-format", "json"]);
+    let messages = shell::stdout(&mut command)?;
+    let program = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message["target"]["name"] == name && message["target"]["kind"][0] == "test";
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    });
+    program.ok_or_else(|| TaskError::Failed(format!("cargo built no test program {name}")))
+}

@@ -15,6 +15,7 @@ pub mod scratch;
 pub mod shell;
 pub mod suite;
 pub mod tidy;
+pub mod vm;
 
 /// Prints one line of a task's own output.
 #[macro_export]

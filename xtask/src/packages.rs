@@ -49,6 +49,13 @@ pub const TESTS: &[Tool] = &[
     tool("mkfs.erofs", "erofs-utils"),
 ];
 
+/// Runs tests in a virtual machine: cgroup v2 alone, and an older kernel.
+pub const MACHINE: &[Tool] = &[
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    // A package of the current kernel's name changes with each update; this one follows them.
+    tool("/usr/share/doc/linux-image-cloud-amd64", "linux-image-cloud-amd64"),
+];
+
 /// Talks to the demo's database from the host.
 pub const DEMO: &[Tool] = &[tool("psql", "postgresql-client")];
 

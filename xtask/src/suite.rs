@@ -20,6 +20,9 @@ pub fn main(names: &[String]) -> Result<(), TaskError> {
     let begun = monotonic();
     if shell::is_root() {
         packages::ensure(&[packages::BUILD, packages::TESTS])?;
+        if cfg!(target_arch = "x86_64") {
+            packages::ensure(&[packages::MACHINE])?;
+        }
         rootfs::busybox(&rootfs::layout()?)?;
     } else {
         say!("not root: tests that need it will be skipped");

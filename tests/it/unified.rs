@@ -1,0 +1,48 @@
+//! The runtime on another machine: cgroup v2 alone with all controllers, on the distribution's older kernel.
+//!
+//! The tests of the runtime itself run in a virtual machine; each of their verdicts is this test's.
+
+use std::time::Duration;
+
+use xtask::vm::{self, Guest, Outcome};
+use xtask::{binary, scratch};
+
+/// Far more than a machine needs that shares its processors with the rest of the suite.
+const TIMEOUT: Duration = Duration::from_secs(540);
+
+/// What a guest's script wrote, or `None` after saying what this machine lacks.
+fn run(guest: &Guest) -> Option<Outcome> {
+    if let Some(reason) = vm::missing() {
+        println!("skipped: {reason}");
+        return None;
+    }
+    let dir = scratch::unique(&scratch::target_dir().join("vm"), "guest").unwrap();
+    let outcome = vm::run(guest, &dir);
+    std::fs::remove_dir_all(&dir).unwrap();
+    Some(outcome.unwrap())
+}
+
+#[test]
+fn containers_keep_their_promises_on_cgroup_v2() {
+    if let Some(reason) = vm::missing() {
+        return println!("skipped: {reason}");
+    }
+    let program = binary::build_test("containers").unwrap();
+    let guest = Guest {
+        files: vec![(program, "/containers".to_owned())],
+        script: "uname -r; cat /sys/fs/cgroup/cgroup.controllers; /containers".to_owned(),
+        timeout: TIMEOUT,
+        ..Guest::default()
+    };
+    let Some(outcome) = run(&guest) else { return };
+    let text = outcome.lines.join("\n");
+    let verdicts =
+        |word: &str| outcome.lines.iter().filter(|l| l.starts_with("test ") && l.ends_with(word)).count();
+    for line in outcome.lines.iter().filter(|line| line.starts_with("skipped: ")) {
+        println!("{line} (in the virtual machine)");
+    }
+    assert_eq!(verdicts("... FAILED"), 0, "{text}");
+    assert_eq!(outcome.code, 0, "{text}");
+    assert!(verdicts("... ok") >= 30, "{text}");
+    println!("{} cases on kernel {}", verdicts("... ok"), outcome.lines.first().map_or("", String::as_str));
+}

@@ -1,0 +1,58 @@
+#!/bin/busybox sh
+# First process of a virtual machine for tests: makes a system of the archive and runs /script.
+B=/bin/busybox
+$B mkdir -p /new /proc
+$B mount -t proc proc /proc
+$B mount -t tmpfs -o size=80%,mode=755 tmpfs /new
+while read -r m; do
+    case $m in
+    *.xz) $B xz -dc "/modules/$m" >/module.ko ;;
+    *) $B ln -sf "/modules/$m" /module.ko ;;
+    esac
+    $B insmod /module.ko || echo "cannot load $m" >/dev/ttyS1
+    $B rm -f /module.ko
+done </modules/order
+$B rm -rf /modules
+cd /new || exit 1
+$B mkdir -p bin proc sys dev tmp run etc root var/tmp usr/bin usr/sbin sbin
+$B mv /bin/busybox bin/busybox
+B=/new/bin/busybox
+$B cp -a /payload/. .
+$B rm -rf /payload
+$B mount --move /proc proc
+# From inside, so that the links lead to where busybox is going to be.
+$B chroot /new /bin/busybox --install -s /bin
+$B mount -t sysfs sysfs sys
+$B mount -t devtmpfs dev dev
+$B mkdir -p dev/pts dev/shm
+$B mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts dev/pts
+$B mount -t tmpfs tmpfs dev/shm
+$B mount -t tmpfs -o mode=1777 tmpfs tmp
+$B mount -t tmpfs -o mode=755 tmpfs run
+$B ln -sf /proc/self/fd dev/fd
+echo 'root:x:0:0:root:/root:/bin/sh' >etc/passwd
+echo 'root:x:0:' >etc/group
+case $($B cat proc/cmdline) in
+*vm.cgroup=2*)
+    $B mount -t cgroup2 -o nsdelegate cgroup2 sys/fs/cgroup
+    ;;
+*)
+    $B mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    while read -r name rest; do
+        case $name in '#'*) continue ;; esac
+        $B mkdir -p "sys/fs/cgroup/$name"
+        $B mount -t cgroup -o "$name" cgroup "sys/fs/cgroup/$name" || $B rmdir "sys/fs/cgroup/$name"
+    done <proc/cgroups
+    ;;
+esac
+$B ip link set lo up
+exec $B switch_root /new /bin/sh -c '
+    export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
+    exec </dev/null >/dev/ttyS1 2>&1
+    stty -F /dev/ttyS1 -onlcr 2>/dev/null
+    cd /root
+    sh /script
+    echo "@@end $?"
+    sync
+    echo o >/proc/sysrq-trigger
+    sleep 60'
