@@ -118,7 +118,8 @@ impl Engine {
         crate::processors::check(&spec.resources)?;
         self.resolve_container_modes(&mut spec)?;
         self.take_over_volumes(asked, &mut spec)?;
-        let warnings = warnings(&spec);
+        let mut warnings = warnings(&spec);
+        warnings.extend(self.store()?.prepare_root(&image.chain)?);
         let name = self.write_container(asked, spec, &requests, &image)?;
         drop(lease);
         Ok(Created { id, name, warnings })
@@ -164,7 +165,7 @@ impl Engine {
         let _creating = lock::exclusive_dir(&new)?;
         spec.name = self.claim_name(asked, &spec.id)?;
         undo.name = Some(spec.name.clone());
-        make_layer(&new, &image.root)?;
+        make_layer(&new, &self.store()?.root_attributes(image.root)?)?;
         let _volumes = self.prepare_mounts(&mut spec, requests, image)?;
         let durability = if spec.lifecycle.auto_remove { Durability::Volatile } else { Durability::Durable };
         if spec.lifecycle.auto_remove {

@@ -88,6 +88,18 @@ pub enum StoreError {
         /// Why not.
         source: LayerError,
     },
+    /// A file's owner has no id in this user namespace.
+    #[error("cannot give {path} to {kind} {id}: this user namespace has the ids {mapped}")]
+    Unmapped {
+        /// The file, by its path in the image.
+        path: String,
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The owner.
+        id: u32,
+        /// Which ids there are.
+        mapped: String,
+    },
     /// The caller asked to stop.
     #[error("canceled")]
     Canceled,
@@ -141,7 +153,9 @@ impl Explain for StoreError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Kind::Denied,
             Self::Io { .. } | Self::Db { .. } | Self::Damaged { .. } => Kind::Internal,
             Self::Busy { .. } => Kind::Conflict,
-            Self::Unsupported { .. } | Self::Ambiguous(_) | Self::Mismatch { .. } => Kind::Invalid,
+            Self::Unsupported { .. } | Self::Ambiguous(_) | Self::Mismatch { .. } | Self::Unmapped { .. } => {
+                Kind::Invalid
+            }
             Self::NotFound(_) => Kind::NotFound,
             Self::Source { .. } => Kind::Unavailable,
             Self::Layer { source, .. } => source.kind(),
@@ -162,6 +176,12 @@ impl Explain for StoreError {
             Self::Damaged { .. } => Some("check the store with `coracle system check`".to_owned()),
             Self::Layer { source, .. } => source.hint(),
             Self::State(source) => source.hint(),
+            Self::Unmapped { kind, id, .. } => {
+                let file = if *kind == "user" { "/etc/subuid" } else { "/etc/subgid" };
+                Some(format!(
+                    "give the user a range of at least {id} ids in {file}, then end all his containers"
+                ))
+            }
             _ => None,
         }
     }

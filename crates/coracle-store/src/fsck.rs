@@ -94,6 +94,11 @@ impl Store {
         let known: BTreeSet<LayerId> = layers.into_iter().collect();
         self.read(|tx| self.check_images(tx, &known, &mut report))?;
         self.check_refs(&mut report)?;
+        for tree in self.trees()? {
+            if let Err(problem) = self.check_tree(&tree) {
+                report.add(format!("tree {}", tree.display()), problem);
+            }
+        }
         if full {
             for digest in self.blobs_on_disk()? {
                 cancel.check()?;

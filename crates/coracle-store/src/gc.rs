@@ -76,6 +76,8 @@ pub struct Usage {
     pub layer_bytes: u64,
     /// Those of layers that no container uses.
     pub reclaimable_bytes: u64,
+    /// Bytes of the directories that stand for layers inside user namespaces.
+    pub tree_bytes: u64,
 }
 
 /// Unlinking and what it gave back.
@@ -103,6 +105,9 @@ impl Store {
         self.clean_up(&boot)?;
         self.condemn(&boot)?;
         self.take_out(&boot, &mut run)?;
+        let (tree_bytes, tree_holders) = self.collect_trees()?;
+        run.report.reclaimed_bytes += tree_bytes;
+        run.report.waiting_for.extend(tree_holders);
         let is_deep = options.deep || self.read(|tx| is_sweep_due(self, tx, &boot))?;
         if is_deep {
             self.take_out_unknown()?;
@@ -137,6 +142,7 @@ impl Store {
             active_images: count(list.iter().filter(|id| used.images.contains(*id)).count()),
             layers: count(sizes.len()),
             layer_bytes: sizes.values().sum(),
+            tree_bytes: self.tree_bytes()?,
             reclaimable_bytes: sizes.iter().filter(|(id, _)| !used.layers.contains(id)).map(|(_, n)| n).sum(),
         })
     }
@@ -318,7 +324,7 @@ fn sweep_done(store: &Store, tx: &Transaction<'_>, boot: &str) -> Result<(), Sto
 }
 
 /// Paths in a directory; none if it is not there.
-fn list_dir(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(crate) fn list_dir(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let at = |e| StoreError::io("read", dir, e);
     match fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| entry.map(|e| e.path()).map_err(at)).collect(),

@@ -37,6 +37,7 @@ pub mod root;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod trees;
 
 pub use coracle_oci::DiffId;
 pub use coracle_sys::layered::LayeredRoot;

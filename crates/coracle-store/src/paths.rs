@@ -6,6 +6,7 @@
 //! ├── blobs/sha256/ab/<62 hex>         blobs byte for byte: manifests, indexes, configurations
 //! ├── objects/.cobj/ab/<62 hex>        file bodies
 //! ├── layers/ab/<64 hex>/              info, meta.erofs, meta.<chain>.erofs, objects, tar.split
+//! ├── trees/<chain>-<map>-merged/      one directory for all layers of an image, for user namespaces
 //! ├── txn/<id>/                        staging of one pull or load; its owner flocks it
 //! ├── txn/gc-<n>/                      layers that a collection took out
 //! ├── txn/partial/<hex>.<boot id>      download in progress; flocked while it is fetched
@@ -55,6 +56,9 @@ impl Paths {
     }
     pub(crate) fn layers(&self) -> PathBuf {
         self.root.join("layers")
+    }
+    pub(crate) fn trees(&self) -> PathBuf {
+        self.root.join("trees")
     }
     pub(crate) fn blobs(&self) -> PathBuf {
         self.root.join("blobs")

@@ -39,9 +39,21 @@ pub struct Upper {
 impl Store {
     /// The parts of a root file system made of these layers, bottom first; without `upper` it is read-only.
     ///
+    /// Inside a user namespace the layers are one plain directory (module `trees`), which is made here if it is not
+    /// there; see [`Store::prepare_root`].
+    ///
     /// # Errors
-    /// A layer's id is not a SHA-256 digest.
+    /// A layer's id is not a SHA-256 digest, or the directory cannot be made.
     pub fn layered_root(&self, chain: &[DiffId], upper: Option<&Upper>) -> Result<LayeredRoot, StoreError> {
+        if self.is_initial()? { self.image_root(chain, upper) } else { self.tree_root(chain, upper) }
+    }
+
+    /// The same from the layers' metadata images, which only the initial user namespace may mount.
+    pub(crate) fn image_root(
+        &self,
+        chain: &[DiffId],
+        upper: Option<&Upper>,
+    ) -> Result<LayeredRoot, StoreError> {
         let mut lowers = Vec::with_capacity(chain.len());
         let mut below: Option<String> = None;
         for diff_id in chain {
@@ -71,6 +83,7 @@ impl Store {
             upper: upper.map(|u| u.upper.clone()),
             work: upper.map(|u| u.work.clone()),
             volatile: upper.is_some_and(|u| u.volatile),
+            ..LayeredRoot::default()
         })
     }
 }
@@ -96,7 +109,7 @@ impl Store {
         let failed = |source| StoreError::Layer { diff_id: diff_id.to_string(), source };
         let open = |path: &Path| File::open(path).map_err(|e| StoreError::io("open", path, e));
         let mut lowers = Vec::new();
-        for path in self.layered_root(below, None)?.lowers {
+        for path in self.image_root(below, None)?.lowers {
             lowers.push(Image::open(open(&path)?, path.display().to_string()).map_err(failed)?);
         }
         let dir = variant.parent().unwrap_or_else(|| Path::new("."));

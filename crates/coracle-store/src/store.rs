@@ -89,6 +89,8 @@ pub struct Store {
     /// Held shared as long as the store is open.
     _lock: File,
     command: OnceLock<String>,
+    /// Whether this process is in the user namespace that the system began with.
+    pub(crate) is_initial: OnceLock<bool>,
     reader: Mutex<Option<Connection>>,
     writer: Mutex<Option<Connection>>,
 }
@@ -125,6 +127,7 @@ impl Store {
             access,
             _lock: lock,
             command: OnceLock::new(),
+            is_initial: OnceLock::new(),
             reader: Mutex::new(None),
             writer: Mutex::new(None),
         })

@@ -5,3 +5,4 @@ pub(crate) mod fixture;
 mod life;
 mod power;
 mod processes;
+mod trees;

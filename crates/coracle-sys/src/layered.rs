@@ -15,8 +15,13 @@
 //! No kernel version is read: each row is tried when the kernel refuses the one above (`ENOTBLK` from EROFS on a
 //! file, `EINVAL` from overlayfs), so back-ports are used as they are found.
 //!
-//! Invariant: `metacopy=on` and `redirect_dir=on` always; without the first only the bottom layer may point to
-//! objects. Sources: Linux `Documentation/filesystems/overlayfs.rst`, `erofs.rst`, `fsconfig(2)`.
+//! Inside a user namespace the kernel mounts no EROFS and no overlay with trusted attributes. There the lower layer
+//! is one plain directory, made beforehand from all layers, and the overlay is mounted with `userxattr` (5.11). With
+//! 6.16 and later the files of that directory may be empty and point to objects by `user.overlay.redirect`
+//! ([`probe_user_objects`]).
+//!
+//! Invariant: `metacopy=on` and `redirect_dir=on` outside user namespaces; without the first only the bottom layer
+//! may point to objects. Sources: Linux `Documentation/filesystems/overlayfs.rst`, `erofs.rst`, `fsconfig(2)`.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -46,7 +51,8 @@ const OBJECTS_NAME: &str = ".cobj";
 /// A root file system as parts: what to stack, not how.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LayeredRoot {
-    /// The layers' EROFS images, bottom first. May be empty: the root is then the upper, or empty.
+    /// The layers' EROFS images (plain directories with `user_xattrs`), bottom first. May be empty: the root is then
+    /// the upper, or empty.
     pub lowers: Vec<PathBuf>,
     /// The directory that `trusted.overlay.redirect` of the layers starts from.
     pub objects: Option<PathBuf>,
@@ -57,6 +63,10 @@ pub struct LayeredRoot {
     /// Changes need not survive a crash of the machine: no fsync at copy-up, no sync at the end. The mark that a
     /// volatile mount leaves in `work` is removed, so a second mount in the same boot succeeds.
     pub volatile: bool,
+    /// The layers are plain directories and the overlay's marks are `user.overlay.*`: all that the kernel allows to
+    /// root of a user namespace. A rename of a directory of a layer copies it, a change of attributes copies the file.
+    #[serde(default)]
+    pub user_xattrs: bool,
 }
 
 /// How to stack the parts. [`LayeredRoot::mount`] finds the first one that the kernel takes.
@@ -111,7 +121,7 @@ impl LayeredRoot {
     pub fn mount_leaving(&self, leftovers: &mut Vec<OwnedFd>) -> io::Result<OwnedFd> {
         self.forget_volatile_mark()?;
         let lowers = self.distinct_lowers();
-        let layers = mount_layers(&lowers, Backing::File)?;
+        let layers = self.mount_layers(&lowers, Backing::File)?;
         match self.overlay_detached(&layers) {
             Err(refusal) if refusal.source == Errno::INVAL => {}
             Err(refusal) => return Err(refusal.into_io()),
@@ -121,11 +131,14 @@ impl LayeredRoot {
             }
         }
         match in_private_namespace(|| self.overlay_attached(&layers, Data::Only)) {
-            Err(refusal) if refusal.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
-            other => return other,
+            // Objects as an ordinary layer need `metacopy=on`, which `userxattr` excludes.
+            Err(refusal)
+                if refusal.raw_os_error() == Some(Errno::INVAL.raw_os_error()) && !self.user_xattrs => {}
+            Err(refusal) => return Err(self.name_refusal(&refusal)),
+            Ok(root) => return Ok(root),
         }
         // The namespace of the attempt took the layers with it.
-        let layers = mount_layers(&lowers, Backing::File)?;
+        let layers = self.mount_layers(&lowers, Backing::File)?;
         in_private_namespace(|| self.overlay_attached(&layers, Data::Masked))
             .map_err(|refusal| self.name_refusal(&refusal))
     }
@@ -138,14 +151,14 @@ impl LayeredRoot {
         self.forget_volatile_mark()?;
         let (backing, data) = match recipe {
             Recipe::Detached => {
-                let layers = mount_layers(&self.distinct_lowers(), Backing::File)?;
+                let layers = self.mount_layers(&self.distinct_lowers(), Backing::File)?;
                 return self.overlay_detached(&layers).map_err(MountFailure::into_io);
             }
             Recipe::Attached => (Backing::File, Data::Only),
             Recipe::Loop => (Backing::Loop, Data::Only),
             Recipe::Masked => (Backing::Loop, Data::Masked),
         };
-        let layers = mount_layers(&self.distinct_lowers(), backing)?;
+        let layers = self.mount_layers(&self.distinct_lowers(), backing)?;
         in_private_namespace(|| self.overlay_attached(&layers, data))
             .map_err(|refusal| self.name_refusal(&refusal))
     }
@@ -173,6 +186,14 @@ impl LayeredRoot {
         let mut seen = BTreeSet::new();
         let topmost_first = self.lowers.iter().rev().map(PathBuf::as_path);
         topmost_first.filter(|path| seen.insert(path.as_os_str().as_bytes())).collect()
+    }
+
+    fn mount_layers(&self, lowers: &[&Path], backing: Backing) -> io::Result<Vec<OwnedFd>> {
+        let mut layers = Vec::with_capacity(lowers.len());
+        for path in lowers {
+            layers.push(if self.user_xattrs { clone_dir(path)? } else { mount_erofs(path, backing)? });
+        }
+        Ok(layers)
     }
 
     /// Without this the kernel refuses to mount a volatile upper again.
@@ -210,8 +231,12 @@ impl LayeredRoot {
                     rustix::mount::fsconfig_set_flag(&overlay.0, "volatile")?;
                 }
             }
-            rustix::mount::fsconfig_set_string(&overlay.0, "metacopy", "on")?;
-            rustix::mount::fsconfig_set_string(&overlay.0, "redirect_dir", "on")?;
+            if self.user_xattrs {
+                rustix::mount::fsconfig_set_flag(&overlay.0, "userxattr")?;
+            } else {
+                rustix::mount::fsconfig_set_string(&overlay.0, "metacopy", "on")?;
+                rustix::mount::fsconfig_set_string(&overlay.0, "redirect_dir", "on")?;
+            }
             rustix::mount::fsconfig_create(&overlay.0)?;
             overlay.mount()
         };
@@ -238,7 +263,8 @@ impl LayeredRoot {
         for name in ["root", "mask", "empty"] {
             rustix::fs::mkdirat(&scratch, name, Mode::RWXU)?;
         }
-        let mut options = String::from("metacopy=on,redirect_dir=on,lowerdir=");
+        let marks = if self.user_xattrs { "userxattr" } else { "metacopy=on,redirect_dir=on" };
+        let mut options = format!("{marks},lowerdir=");
         if matches!(data, Data::Masked) && self.objects.is_some() {
             rustix::fs::mknodat(
                 &scratch,
@@ -318,12 +344,61 @@ enum Data {
     Masked,
 }
 
-fn mount_layers(lowers: &[&Path], backing: Backing) -> io::Result<Vec<OwnedFd>> {
-    let mut layers = Vec::with_capacity(lowers.len());
-    for path in lowers {
-        layers.push(mount_erofs(path, backing)?);
+/// Whether this process is in the user namespace that the system began with: only there EROFS may be mounted.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn is_initial_user_namespace() -> io::Result<bool> {
+    // PROC_USER_INIT_INO of the kernel's proc_ns.h: part of its interface since 3.8.
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    Ok(rustix::fs::stat("/proc/self/ns/user")?.st_ino == INITIAL)
+}
+
+/// A directory as a detached mount.
+fn clone_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let subject = || format!("the layer {}", path.display());
+    rustix::mount::open_tree(CWD, path, flags).map_err(MountFailure::at(subject()))
+}
+
+/// Whether an overlay inside a user namespace finds the bodies of files in objects (Linux 6.16). `scratch` is an
+/// empty directory on the file system where the layers lie; what is made in it is the caller's to remove.
+///
+/// # Errors
+/// `scratch` cannot be written to, or this process may mount nothing at all.
+pub fn probe_user_objects(scratch: &Path) -> io::Result<bool> {
+    const BODY: &[u8] = b"found";
+    let (layer, objects) = (scratch.join("layer"), scratch.join("objects"));
+    for dir in [&layer, &objects] {
+        std::fs::create_dir(dir)?;
     }
-    Ok(layers)
+    std::fs::write(objects.join("body"), BODY)?;
+    let file = std::fs::File::create_new(layer.join("file"))?;
+    file.set_len(BODY.len() as u64)?;
+    let no_flags = rustix::fs::XattrFlags::empty();
+    for (name, value) in [("user.overlay.metacopy", &b""[..]), ("user.overlay.redirect", b"/body")] {
+        match rustix::fs::fsetxattr(&file, name, value, no_flags) {
+            Ok(()) => {}
+            Err(Errno::NOTSUP) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let root = LayeredRoot {
+        lowers: vec![layer],
+        objects: Some(objects),
+        user_xattrs: true,
+        ..LayeredRoot::default()
+    };
+    let root = match root.mount() {
+        Ok(root) => root,
+        Err(refusal) if refusal.kind() == io::ErrorKind::PermissionDenied => return Err(refusal),
+        Err(_too_old) => return Ok(false),
+    };
+    let Ok(file) = rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        return Ok(false);
+    };
+    let mut body = [0; BODY.len()];
+    Ok(rustix::io::read(&file, &mut body).is_ok_and(|n_bytes| n_bytes == BODY.len() && body == BODY))
 }
 
 fn mount_erofs(path: &Path, backing: Backing) -> io::Result<OwnedFd> {

@@ -7,7 +7,7 @@ use rusqlite::Transaction;
 use serde::Deserialize;
 
 use crate::paths::LayerId;
-use crate::{Store, StoreError, db, lease};
+use crate::{DiffId, Store, StoreError, db, lease};
 
 /// What containers were made from.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(crate) struct Containers {
     /// Ids of images.
     pub(crate) images: BTreeSet<String>,
     pub(crate) layers: BTreeSet<LayerId>,
+    /// Their chains, as 64 hex digits each.
+    pub(crate) chains: BTreeSet<String>,
 }
 
 /// The part of `spec.json` that matters here; the rest may be of any version.
@@ -73,6 +75,9 @@ pub(crate) fn containers(dir: &Path) -> Result<Containers, StoreError> {
             Ok(Some(spec)) => {
                 let ids: Option<Vec<LayerId>> =
                     spec.image.layers.iter().map(|id| LayerId::parse(id)).collect();
+                let chain: Vec<DiffId> =
+                    spec.image.layers.iter().filter_map(|id| DiffId::parse(id).ok()).collect();
+                found.chains.insert(crate::trees::chain_hex(&chain));
                 found.layers.extend(ids.ok_or_else(|| damaged(&path, "it names a layer that is none"))?);
                 found.images.insert(spec.image.id);
             }

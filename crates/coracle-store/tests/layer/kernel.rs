@@ -335,6 +335,7 @@ fn changes_go_to_the_upper_and_objects_stay() {
             upper: Some(upper.clone()),
             work: Some(work),
             volatile,
+            ..LayeredRoot::default()
         };
         let mount = root.mount_by(recipe).unwrap();
         let path = path_of(&mount);
