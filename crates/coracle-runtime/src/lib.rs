@@ -30,4 +30,5 @@ pub use cgroup::Cgroup;
 pub use error::{ExecProblem, LaunchError};
 pub use exec::{ExecOptions, exec};
 pub use launch::{ExecLaunch, Launch, Root, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec};
+pub use mounts::mount_options;
 pub use start::start;

@@ -1,45 +1,56 @@
 //! The container's mounts: sources opened, detached mounts made, attached below the root.
 //!
-//! One idea: a mount exists detached, with all its attributes, before it is moved onto a target that was resolved
-//! below the root's descriptor. Between the two no path is looked up, so nothing that an image contains, and
-//! nobody who changes it meanwhile, can lead a mount elsewhere.
+//! One idea: **resolve once below the root, then descriptors.** A mount exists detached, with all its attributes,
+//! before it is moved onto a target that was resolved below the root's descriptor. Between the two no path is looked
+//! up, so nothing that an image contains, and nobody who changes it meanwhile, can lead a mount elsewhere.
+//!
+//! Two phases: [`Sources::open`] in the starter, with the host's rights and paths, before the container exists;
+//! [`assemble`] and [`protect`] in the container's first process, which may be nobody on the host. All there is
+//! before the last step is detached or belongs to the child's mount namespace: a start that fails half-way leaves
+//! no mount behind, because closing a descriptor or ending the process takes it down.
+//!
+//! | class of attack | answer |
+//! |---|---|
+//! | target or its parents swapped for links (CVE-2021-30465, CVE-2024-45310) | `openat2(RESOLVE_IN_ROOT)`, then fds |
+//! | `/proc`, `/sys` a link or something else (CVE-2019-16884, -19921, 2023-27561) | no links there; target's type asked |
+//! | `/dev` of the image a link (CVE-2026-41579) | refused where we fill it |
+//! | masks made of the container's files (CVE-2025-31133) | our null device, verified by number |
+//! | `/dev/console` through a path (CVE-2025-52565) | bound from the terminal's descriptor |
+//! | writes to a fake procfs (CVE-2025-52881) | only through the procfs we mounted or one attached nowhere |
+//! | `/sys` of the host with writable cgroups (CVE-2023-25809) | read-only, and cgroups masked |
 //!
 //! Invariant: an error in here ends the start; a mount that was asked for and left out would be another mount.
-//! Source: OCI runtime-spec `config.md#mounts`, `config-linux.md` (default file systems, masked paths).
+//! Source: OCI runtime-spec 1.3 `config.md#mounts`, `config-linux.md` (default file systems, masked paths).
 
 mod cgroups;
+mod copyup;
 pub(crate) mod devices;
+mod kernel;
+mod masks;
 mod options;
+mod sources;
+mod target;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use coracle_sys::mount::{self, Attributes};
-use coracle_sys::process;
-use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::io::Errno;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::{FileType, OFlags};
 
 use crate::LaunchError;
 use crate::cgroup::Cgroup;
+use crate::stage::has_namespace;
 use options::{ATTR_RDONLY, Options};
+use sources::Source;
+use target::{Target, clean};
 
-/// The kernel takes string parameters of a mount up to this length; longer ones need `mount(2)`.
-const PARAMETER_BYTES_MAX: usize = 255;
-/// Links of the image that are followed on the way to one target.
-const LINKS_MAX: u32 = 40;
+pub use options::mount_options;
+pub(crate) use sources::Sources;
+
 const MS_SLAVE: u64 = 1 << 19;
 const MS_PRIVATE: u64 = 1 << 18;
-
-/// What belongs to the host, opened while its paths can still be seen.
-pub(crate) struct Sources {
-    /// The detached tree of each bind mount, by position in `mounts`.
-    binds: Vec<Option<OwnedFd>>,
-    /// The host's null device, to mask files with where the container has no `/dev` of ours.
-    null: Option<OwnedFd>,
-}
 
 /// The mounts that later steps work on.
 #[derive(Default)]
@@ -56,80 +67,48 @@ pub(crate) struct Assembled {
     read_only_at_last: Vec<OwnedFd>,
 }
 
-impl Sources {
-    pub(crate) fn open(spec: &Spec) -> Result<Self, LaunchError> {
-        let mut binds = Vec::new();
-        for mount in spec.mounts().iter().flatten() {
-            binds.push(if options::is_bind(mount) { Some(open_bind(mount)?) } else { None });
+/// The SELinux label of the container's own file systems.
+pub(crate) struct Label(Option<String>);
+
+impl Label {
+    /// A label is refused where nothing would enforce it.
+    fn of(spec: &Spec) -> Result<Self, LaunchError> {
+        const SELINUX: &str = "/sys/fs/selinux";
+        const SELINUX_MAGIC: rustix::fs::FsWord = 0xF97C_FF8C;
+        let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+        let label = label.filter(|label| !label.is_empty());
+        if label.is_some() && !rustix::fs::statfs(SELINUX).is_ok_and(|fs| fs.f_type == SELINUX_MAGIC) {
+            return Err(LaunchError::spec(
+                "linux.mountLabel",
+                "SELinux is not enabled on this host; leave it out",
+            ));
         }
-        let masks = spec.linux().as_ref().and_then(|linux| linux.masked_paths().as_ref());
-        let has_dev = spec.mounts().iter().flatten().any(is_own_dev);
-        let null = if masks.is_some_and(|paths| !paths.is_empty()) && !has_dev {
-            Some(open_null(CWD, "/dev/null")?)
-        } else {
-            None
-        };
-        Ok(Self { binds, null })
+        Ok(Self(label))
+    }
+
+    fn parameter(&self) -> Option<(&str, Option<&str>)> {
+        self.0.as_deref().map(|label| ("context", Some(label)))
     }
 }
 
-fn open_bind(mount: &Mount) -> Result<OwnedFd, LaunchError> {
-    let options = Options::of(mount)?;
-    let source = mount.source().as_deref().unwrap_or(Path::new(""));
-    if !source.is_absolute() {
-        let field = format!("the mount on {}", mount.destination().display());
-        return Err(LaunchError::spec(field, "a bind mount needs an absolute source"));
+/// What all mounts of a container have in common.
+struct Place<'a> {
+    spec: &'a Spec,
+    root: BorrowedFd<'a>,
+    sources: &'a Sources,
+    cgroup: &'a Cgroup,
+    label: Label,
+    /// The container has a user namespace: the host's mounts are locked to it.
+    is_locked: bool,
+}
+
+impl Place<'_> {
+    /// A destination below the root; also one that was written with the root's path on the host.
+    fn path_of(&self, mount: &Mount) -> Result<PathBuf, LaunchError> {
+        let path = clean(mount.destination())?;
+        let stripped = self.sources.root_path.as_deref().and_then(|root| path.strip_prefix(root).ok());
+        stripped.map_or(Ok(path.clone()), clean)
     }
-    let recursive = options.bind.unwrap_or(true);
-    let cloned = match mount::clone_path(source, recursive) {
-        // The kernel clones mounts of our own namespace only.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match inside_process(source) {
-            Some((namespace, path)) => clone_in(&namespace, &path, recursive),
-            None => Err(error),
-        },
-        other => other,
-    };
-    cloned.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => LaunchError::BindSource { path: source.display().to_string() },
-        _ => LaunchError::step(format!("open the bind source {}", source.display()), error),
-    })
-}
-
-/// `/proc/<pid>/root/a/b` as the mount namespace of that process and `/a/b` in it.
-fn inside_process(source: &Path) -> Option<(PathBuf, PathBuf)> {
-    let mut parts = source.strip_prefix("/proc").ok()?.components();
-    let pid: u32 = parts.next()?.as_os_str().to_str()?.parse().ok()?;
-    if parts.next()?.as_os_str() != "root" {
-        return None;
-    }
-    Some((PathBuf::from(format!("/proc/{pid}/ns/mnt")), Path::new("/").join(parts.as_path())))
-}
-
-/// Clones a mount where it lives: this process goes into that namespace and comes back. Its root and
-/// directory are shared with nobody, as the kernel wants of a process that does that.
-fn clone_in(namespace: &Path, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    let open = |path: &Path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let (own, theirs) = (open(Path::new("/proc/self/ns/mnt"))?, open(namespace)?);
-    process::setns(theirs.as_fd(), libc::CLONE_NEWNS)?;
-    let cloned = mount::clone_path(path, recursive);
-    process::setns(own.as_fd(), libc::CLONE_NEWNS)?;
-    cloned
-}
-
-/// Whether a mount is the new `/dev` that we fill ourselves.
-fn is_own_dev(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("tmpfs") && mount.destination() == Path::new("/dev")
-}
-
-/// The null device, and certainly that: what a container has in its place may be anything (CVE-2025-31133).
-fn open_null(dir: impl AsFd, path: &str) -> Result<OwnedFd, LaunchError> {
-    let cannot = |error: io::Error| LaunchError::step("open /dev/null", error);
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let null = rustix::fs::openat(dir, path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
-    let stat = rustix::fs::fstat(&null).map_err(|error| cannot(error.into()))?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null { Ok(null) } else { Err(cannot(io::Error::other("it is not the null device"))) }
 }
 
 /// Makes the root and everything on it: afterwards only `pivot_root` is left to do.
@@ -139,10 +118,11 @@ pub(crate) fn assemble(
     sources: &Sources,
     cgroup: &Cgroup,
 ) -> Result<Assembled, LaunchError> {
+    let is_locked = has_namespace(spec, LinuxNamespaceType::User);
+    let place = Place { spec, root, sources, cgroup, label: Label::of(spec)?, is_locked };
     let mut done = Assembled::default();
     for (idx, mount) in spec.mounts().iter().flatten().enumerate() {
-        let bind = sources.binds.get(idx).and_then(Option::as_ref);
-        attach_one(mount, root, bind, cgroup, &mut done).map_err(|error| in_mount(mount, error))?;
+        attach_one(mount, sources.of(idx), &place, &mut done).map_err(|error| in_mount(mount, error))?;
     }
     if !done.dev_is_bound {
         devices::populate(root, &done, spec)?;
@@ -151,19 +131,11 @@ pub(crate) fn assemble(
 }
 
 /// Masks, read-only paths and everything that must come after the last file was made.
-pub(crate) fn protect(
-    spec: &Spec,
-    root: BorrowedFd<'_>,
-    sources: &Sources,
-    done: &Assembled,
-) -> Result<(), LaunchError> {
-    let linux = spec.linux().as_ref();
-    for path in linux.and_then(|l| l.readonly_paths().as_ref()).into_iter().flatten() {
-        make_read_only(root, path).map_err(|e| LaunchError::step(format!("make {path} read-only"), e))?;
-    }
-    let mut covers = Covers { null: None, empty: None };
-    for path in linux.and_then(|l| l.masked_paths().as_ref()).into_iter().flatten() {
-        covers.mask(root, path, sources, done)?;
+pub(crate) fn protect(spec: &Spec, root: BorrowedFd<'_>, done: &Assembled) -> Result<(), LaunchError> {
+    if let Some(linux) = spec.linux() {
+        let masked = linux.masked_paths().as_deref().unwrap_or_default();
+        let read_only = linux.readonly_paths().as_deref().unwrap_or_default();
+        masks::protect(root, (masked, read_only), done, &Label::of(spec)?)?;
     }
     let read_only = Attributes { set: ATTR_RDONLY, ..Attributes::default() };
     for mount in &done.read_only_at_last {
@@ -198,65 +170,38 @@ fn unnamed(source: impl Into<io::Error>) -> LaunchError {
 
 fn attach_one(
     mount: &Mount,
-    root: BorrowedFd<'_>,
-    bind: Option<&OwnedFd>,
-    cgroup: &Cgroup,
+    source: &Source,
+    place: &Place<'_>,
     done: &mut Assembled,
 ) -> Result<(), LaunchError> {
-    let options = Options::of(mount)?;
-    let path = clean(mount.destination())?;
-    if let Some(source) = bind {
-        if path == Path::new("/dev") {
-            done.dev_is_bound = true;
+    let options = Options::of(mount);
+    let path = place.path_of(mount)?;
+    if options.remount {
+        return change_existing(place, &path, &options);
+    }
+    let recursive = options.bind.unwrap_or(true);
+    let inside;
+    let tree = match source {
+        Source::New => return attach_new(mount, &options, &path, place, done),
+        Source::Tree(tree) => tree,
+        Source::Inside { path, table } => {
+            inside = sources::open_inside(place.root, path, recursive, table.as_ref())?;
+            &inside
         }
-        return attach_bind(root, &path, source, &options);
-    }
-    let kind = mount.typ().as_deref().unwrap_or_default();
-    // A link here would lead the kernel's own file systems astray (CVE-2019-19921, CVE-2023-28642).
-    let links = !matches!(kind, "proc" | "sysfs");
-    let target = Target::get(root, &path, true, links).map_err(unnamed)?;
-    if kind != "proc" {
-        keep_procfs(&path, &target, None)?;
-    }
-    if matches!(kind, "cgroup" | "cgroup2") {
-        return cgroups::attach(&target.fd, &options, cgroup);
-    }
-    let attached = attach_new(mount, &options, &target, &Place { root, path: &path })?;
-    if let Some((flag, recursive)) = options.propagation {
-        let change = Attributes { propagation: flag, ..Attributes::default() };
-        mount::set_attributes(attached.as_fd(), recursive, &change).map_err(unnamed)?;
-    }
-    remember(path.to_str(), kind, &options, attached, done)
-}
-
-fn remember(
-    path: Option<&str>,
-    kind: &str,
-    options: &Options,
-    attached: OwnedFd,
-    done: &mut Assembled,
-) -> Result<(), LaunchError> {
-    if kind == "tmpfs" && options.set & ATTR_RDONLY != 0 {
-        done.read_only_at_last.push(attached.try_clone().map_err(unnamed)?);
-    }
-    match (path, kind) {
-        (Some("/dev"), _) => done.dev = Some(attached),
-        (Some("/dev/pts"), "devpts") => done.pts = Some(attached),
-        (Some("/proc"), "proc") => done.proc = Some(attached),
-        _ => {}
-    }
-    Ok(())
+    };
+    done.dev_is_bound |= path == Path::new("/dev");
+    attach_bind(place, &path, tree, &options)
 }
 
 fn attach_bind(
-    root: BorrowedFd<'_>,
+    place: &Place<'_>,
     path: &Path,
     source: &OwnedFd,
     options: &Options,
 ) -> Result<(), LaunchError> {
     let stat = rustix::fs::fstat(source).map_err(unnamed)?;
     let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    let target = Target::get(root, path, is_dir, true).map_err(unnamed)?;
+    let target = Target::get(place.root, path, is_dir, true).map_err(unnamed)?;
     keep_procfs(path, &target, Some(source))?;
     // The tree came with the propagation it has on the host: mounts in the container would appear there.
     let (propagation, recursive) = options.propagation.unwrap_or((MS_SLAVE, true));
@@ -266,8 +211,91 @@ fn attach_bind(
         mount::set_attributes(source.as_fd(), true, &slave).map_err(unnamed)?;
     }
     mount::set_attributes(source.as_fd(), recursive, &change).map_err(unnamed)?;
-    options.change(source.as_fd()).map_err(unnamed)?;
-    mount::attach(source.as_fd(), target.fd.as_fd()).map_err(unnamed)
+    options.change(source.as_fd(), place.is_locked)?;
+    mount::attach(source.as_fd(), target.fd.as_fd()).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOTDIR) => {
+            let (source, target) = if is_dir { ("directory", "file") } else { ("file", "directory") };
+            unnamed(io::Error::new(
+                error.kind(),
+                format!("not a directory: the source is a {source} and the destination a {target}"),
+            ))
+        }
+        _ => unnamed(error),
+    })
+}
+
+/// `remount`: another set of attributes for what is mounted there.
+fn change_existing(place: &Place<'_>, path: &Path, options: &Options) -> Result<(), LaunchError> {
+    let there = mount::open_in_root(place.root, path, OFlags::PATH).map_err(unnamed)?;
+    let names = options.super_names().map(|name| (name, None));
+    let data = options.data.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
+    let parameters: Vec<(&str, Option<&str>)> = names.chain(data).collect();
+    if !parameters.is_empty() {
+        mount::reconfigure(there.as_fd(), &parameters).map_err(unnamed)?;
+    }
+    options.change(there.as_fd(), false)?;
+    change_propagation(there.as_fd(), options)
+}
+
+fn change_propagation(mount: BorrowedFd<'_>, options: &Options) -> Result<(), LaunchError> {
+    let Some((propagation, recursive)) = options.propagation else { return Ok(()) };
+    let change = Attributes { propagation, ..Attributes::default() };
+    mount::set_attributes(mount, recursive, &change).map_err(unnamed)
+}
+
+/// A new file system of the kind that the configuration names.
+fn attach_new(
+    mount: &Mount,
+    options: &Options,
+    path: &Path,
+    place: &Place<'_>,
+    done: &mut Assembled,
+) -> Result<(), LaunchError> {
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    if kind.is_empty() {
+        let field = format!("the type of the mount on {}", mount.destination().display());
+        return Err(LaunchError::spec(field, "it is missing, and `bind` is not among the options"));
+    }
+    // A link here would lead the kernel's own file systems astray (CVE-2019-19921, CVE-2023-28642).
+    let links = !matches!(kind, "proc" | "sysfs");
+    let target = Target::get(place.root, path, true, links).map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP | libc::ENOTDIR) if !links => unnamed(io::Error::new(
+            error.kind(),
+            format!("{kind} must be mounted on ordinary directory, and there is a link: {error}"),
+        )),
+        _ => unnamed(error),
+    })?;
+    if kind != "proc" {
+        keep_procfs(path, &target, None)?;
+    }
+    if matches!(kind, "cgroup" | "cgroup2") {
+        return cgroups::attach(&target.fd, options, place);
+    }
+    let attached = kernel::attach(mount, options, &target, path, place)?;
+    change_propagation(attached.as_fd(), options)?;
+    if kind == "tmpfs" && path == Path::new("/dev") {
+        devices::make_standard(attached.as_fd())?;
+    }
+    remember(path.to_str(), kind, options, attached, done)
+}
+
+fn remember(
+    path: Option<&str>,
+    kind: &str,
+    options: &Options,
+    attached: OwnedFd,
+    done: &mut Assembled,
+) -> Result<(), LaunchError> {
+    if kind == "tmpfs" && options.is_read_only() {
+        done.read_only_at_last.push(attached.try_clone().map_err(unnamed)?);
+    }
+    match (path, kind) {
+        (Some("/dev"), _) => done.dev = Some(attached),
+        (Some("/dev/pts"), "devpts") => done.pts = Some(attached),
+        (Some("/proc"), "proc") => done.proc = Some(attached),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Files of procfs that may be covered: what they tell of the machine can be told otherwise (lxcfs does).
@@ -301,239 +329,16 @@ fn keep_procfs(path: &Path, target: &Target, source: Option<&OwnedFd>) -> Result
     }
 }
 
-fn attach_new(
-    mount: &Mount,
-    options: &Options,
-    target: &Target,
-    place: &Place<'_>,
-) -> Result<OwnedFd, LaunchError> {
-    let kind = mount.typ().as_deref().unwrap_or_default();
-    let mut parameters: Vec<(&str, Option<&str>)> =
-        options.data.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
-    let source = mount.source().as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-    if !source.is_empty() {
-        parameters.push(("source", Some(&source)));
-    }
-    let mode;
-    if kind == "tmpfs" && !target.is_new && !options.data.iter().any(|(key, _)| key == "mode") {
-        // The directory of the image keeps its permissions.
-        let stat = rustix::fs::fstat(&target.fd).map_err(unnamed)?;
-        mode = format!("{:o}", stat.st_mode & 0o7777);
-        parameters.push(("mode", Some(&mode)));
-    }
-    if parameters.iter().any(|(_, value)| value.is_some_and(|v| v.len() > PARAMETER_BYTES_MAX)) {
-        attach_by_path(kind, &source, options, target)?;
-        let made = mount::open_in_root(place.root, place.path, OFlags::PATH).map_err(unnamed)?;
-        options.change(made.as_fd()).map_err(unnamed)?;
-        return Ok(made);
-    }
-    let early = if kind == "tmpfs" { options.set & !ATTR_RDONLY } else { options.set };
-    let made = mount::new_mount(kind, &parameters, early).map_err(unnamed)?;
-    if kind == "tmpfs" && place.path == Path::new("/dev") {
-        devices::make_standard(made.as_fd())?;
-    }
-    mount::attach(made.as_fd(), target.fd.as_fd()).map_err(unnamed)?;
-    if options.rec_set | options.rec_clear != 0 {
-        options.change(made.as_fd()).map_err(unnamed)?;
-    }
-    Ok(made)
-}
-
-/// With `mount(2)`, whose options may fill a page. The target is still the resolved one, by its descriptor.
-fn attach_by_path(kind: &str, source: &str, options: &Options, target: &Target) -> Result<(), LaunchError> {
-    let path = format!("/proc/self/fd/{}", target.fd.as_raw_fd());
-    let data: Vec<String> = options
-        .data
-        .iter()
-        .map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |v| format!("{key}={v}")))
-        .collect();
-    let data = std::ffi::CString::new(data.join(","))
-        .map_err(|_nul| LaunchError::spec("a mount option", "it holds a NUL"))?;
-    let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount(source, &path, kind, flags, data.as_c_str()).map_err(unnamed)
-}
-
-/// A target by the name it has in the container.
-struct Place<'a> {
-    root: BorrowedFd<'a>,
-    path: &'a Path,
-}
-
-/// Where something is going to be mounted.
-pub(crate) struct Target {
-    pub(crate) fd: OwnedFd,
-    /// It was made for the purpose.
-    pub(crate) is_new: bool,
-}
-
-impl Target {
-    /// Resolves a target below the root, making what is missing.
-    pub(crate) fn get(root: BorrowedFd<'_>, path: &Path, is_dir: bool, links: bool) -> io::Result<Self> {
-        let open = if links { mount::open_in_root } else { mount::open_in_root_without_links };
-        match open(root, path, OFlags::PATH) {
-            Ok(fd) => Ok(Self { fd, is_new: false }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { fd: make_target(root, path, is_dir)?, is_new: true })
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Makes the missing components one by one below a descriptor; what is made is opened without following links,
-/// so that a link put in between is an error and leads nowhere (CVE-2024-45310). A link of the image that leads to
-/// nothing yet is followed below the root, and what it names is made there.
-fn make_target(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<OwnedFd> {
-    let mut path = path.to_owned();
-    for _ in 0..LINKS_MAX {
-        match make_components(root, &path, is_dir)? {
-            Made::Target(fd) => return Ok(fd),
-            Made::Link(next) => path = next,
-        }
-    }
-    Err(Errno::LOOP.into())
-}
-
-enum Made {
-    Target(OwnedFd),
-    /// A link was in the way: where the target is with it followed.
-    Link(PathBuf),
-}
-
-fn make_components(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<Made> {
-    let names: Vec<&std::ffi::OsStr> = path
-        .components()
-        .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None })
-        .collect();
-    let mut at = PathBuf::from("/");
-    let mut fd = root.try_clone_to_owned()?;
-    let mut exists = true;
-    for (idx, name) in names.iter().enumerate() {
-        if exists {
-            match mount::open_in_root(root, &at.join(name), OFlags::PATH) {
-                Ok(next) => {
-                    fd = next;
-                    at.push(name);
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => exists = false,
-                Err(error) => return Err(error),
-            }
-        }
-        if let Ok(link) = rustix::fs::readlinkat(&fd, *name, Vec::new()) {
-            let link = PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes()));
-            let rest: PathBuf = names.get(idx + 1..).unwrap_or_default().iter().collect();
-            // `..` is taken lexically: a path that needs more than that is refused by what follows.
-            return Ok(Made::Link(lexical(&at.join(link).join(rest))));
-        }
-        fd = make_component(&fd, name, is_dir || idx + 1 < names.len())?;
-        at.push(name);
-    }
-    Ok(Made::Target(fd))
-}
-
-fn make_component(parent: &OwnedFd, name: &std::ffi::OsStr, is_dir: bool) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if is_dir {
-        match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        return Ok(rustix::fs::openat(parent, name, flags | OFlags::DIRECTORY, Mode::empty())?);
-    }
-    let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-    drop(rustix::fs::openat(parent, name, create, Mode::from_raw_mode(0o644))?);
-    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
-}
-
-/// An absolute path without `.` and `..`, which is not the root.
-fn clean(path: &Path) -> Result<PathBuf, LaunchError> {
-    let cleaned = lexical(path);
-    if cleaned == Path::new("/") {
-        return Err(LaunchError::spec(format!("the mount on {}", path.display()), "it would hide the root"));
-    }
-    Ok(cleaned)
-}
-
-fn lexical(path: &Path) -> PathBuf {
-    let mut cleaned = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => cleaned.push(name),
-            Component::ParentDir => {
-                cleaned.pop();
-            }
-            _ => {}
-        }
-    }
-    cleaned
-}
-
-fn make_read_only(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    let Some(target) = find(root, path)? else { return Ok(()) };
-    let tree = mount::clone_fd(target.as_fd(), true)?;
-    let change = Attributes { set: ATTR_RDONLY, ..Attributes::default() };
-    mount::set_attributes(tree.as_fd(), true, &change)?;
-    mount::attach(tree.as_fd(), target.as_fd())
-}
-
-/// What masked paths show.
-struct Covers {
-    null: Option<OwnedFd>,
-    empty: Option<OwnedFd>,
-}
-
-impl Covers {
-    fn mask(
-        &mut self,
-        root: BorrowedFd<'_>,
-        path: &str,
-        sources: &Sources,
-        done: &Assembled,
-    ) -> Result<(), LaunchError> {
-        let cannot = |error: io::Error| LaunchError::step(format!("mask {path}"), error);
-        let Some(target) = find(root, path).map_err(cannot)? else { return Ok(()) };
-        let stat = rustix::fs::fstat(&target).map_err(|error| cannot(error.into()))?;
-        let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            // All share one superblock: hosts with many processors have a path to mask for each.
-            match &self.empty {
-                Some(first) => mount::clone_fd(first.as_fd(), false).map_err(cannot)?,
-                None => {
-                    let options =
-                        [("source", Some("tmpfs")), ("nr_inodes", Some("2")), ("mode", Some("755"))];
-                    let first = mount::new_mount("tmpfs", &options, ATTR_RDONLY).map_err(cannot)?;
-                    self.empty.insert(first).try_clone().map_err(cannot)?
-                }
-            }
-        } else {
-            let null = match (&sources.null, &self.null, &done.dev) {
-                (Some(null), ..) | (_, Some(null), _) => null,
-                (None, None, Some(dev)) => self.null.insert(open_null(dev, "null")?),
-                (None, None, None) => return Err(cannot(Errno::NODEV.into())),
-            };
-            mount::clone_fd(null.as_fd(), false).map_err(cannot)?
-        };
-        mount::attach(cover.as_fd(), target.as_fd()).map_err(cannot)
-    }
-}
-
-/// A path that exists in the container.
-fn find(root: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
-    match mount::open_in_root(root, Path::new(path), OFlags::PATH) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Detaches the process's copy of the host's mounts from the host's changes, and puts the root on top of it.
 pub(crate) fn attach_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
     let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|e| LaunchError::step("cut off the host's mounts", e))?;
-    let private = Attributes { propagation: MS_PRIVATE, ..Attributes::default() };
-    mount::set_attributes(root, true, &private).map_err(|e| LaunchError::step("make the root private", e))?;
-    // Checked early: what it names is applied after the pivot.
-    propagation_of_root(spec)?;
+    // Its own propagation is given to it after the pivot, which refuses a shared one. Only a slave must be one from
+    // the beginning: it is tied to the host's mount that it is a copy of.
+    let slave = matches!(propagation_of_root(spec)?, Some((MS_SLAVE, _)));
+    let propagation = if slave { MS_SLAVE } else { MS_PRIVATE };
+    let cut = Attributes { propagation, ..Attributes::default() };
+    mount::set_attributes(root, true, &cut).map_err(|e| LaunchError::step("make the root private", e))?;
     mount::attach_at(root, Path::new("/")).map_err(|e| LaunchError::step("attach the root", e))
 }
 
@@ -553,49 +358,5 @@ fn propagation_of_root(spec: &Spec) -> Result<Option<(u64, bool)>, LaunchError> 
         Some(text) => options::propagation(text)
             .map(Some)
             .ok_or_else(|| LaunchError::spec("linux.rootfsPropagation", format!("{text} is not known"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_cleaned_and_never_the_root() {
-        assert_eq!(clean(Path::new("/a/./b/../c/")).unwrap(), Path::new("/a/c"));
-        assert_eq!(clean(Path::new("a")).unwrap(), Path::new("/a"));
-        assert!(clean(Path::new("/")).is_err());
-        assert!(clean(Path::new("/../..")).is_err());
-    }
-
-    #[test]
-    fn paths_inside_another_process_are_told_from_the_hosts() {
-        let (namespace, path) = inside_process(Path::new("/proc/12/root/dev/shm")).unwrap();
-        assert_eq!((namespace, path), ("/proc/12/ns/mnt".into(), "/dev/shm".into()));
-        for host in ["/proc/self/root/dev", "/proc/12/cwd/x", "/proc/12", "/dev/shm", "/proc"] {
-            assert!(inside_process(Path::new(host)).is_none(), "{host}");
-        }
-    }
-
-    #[test]
-    fn missing_targets_are_made_below_the_root_only() {
-        let dir = std::env::temp_dir().join(format!("coracle-target-{}", std::process::id()));
-        std::fs::create_dir_all(dir.join("root")).unwrap();
-        std::os::unix::fs::symlink("../..", dir.join("root/up")).unwrap();
-        let root = std::fs::File::open(dir.join("root")).unwrap();
-        for (path, is_dir) in [("/up/a/b", true), ("/up/a/file", false), ("/../../c", true)] {
-            let target = Target::get(root.as_fd(), Path::new(path), is_dir, true).unwrap();
-            assert!(target.is_new, "{path}");
-        }
-        assert!(dir.join("root/a/b").is_dir());
-        assert!(dir.join("root/a/file").is_file());
-        assert!(dir.join("root/c").is_dir());
-        std::os::unix::fs::symlink("../nowhere/deep", dir.join("root/dangling")).unwrap();
-        let target = Target::get(root.as_fd(), Path::new("/dangling/x"), true, true).unwrap();
-        assert!(target.is_new);
-        assert!(dir.join("root/nowhere/deep/x").is_dir(), "what a link leads to is made below the root");
-        std::os::unix::fs::symlink("round", dir.join("root/round")).unwrap();
-        assert!(Target::get(root.as_fd(), Path::new("/round/x"), true, true).is_err());
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) cgroup: &'a Cgroup,
     /// The root, a detached mount.
     pub(crate) root: OwnedFd,
+    /// What of the host is mounted, opened by the starter.
+    pub(crate) sources: Sources,
     pub(crate) plan: Plan,
     pub(crate) stdio: Stdio,
 }
@@ -39,12 +41,11 @@ impl Stage<'_> {
     pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
         guard()?;
         self.isolate()?;
-        let sources = Sources::open(self.spec)?;
         mounts::attach_root(self.spec, self.root.as_fd())?;
-        let assembled = mounts::assemble(self.spec, self.root.as_fd(), &sources, self.cgroup)?;
+        let assembled = mounts::assemble(self.spec, self.root.as_fd(), &self.sources, self.cgroup)?;
         self.set_sysctls(assembled.proc.as_ref())?;
         let terminal = self.open_terminal(&assembled)?;
-        mounts::protect(self.spec, self.root.as_fd(), &sources, &assembled)?;
+        mounts::protect(self.spec, self.root.as_fd(), &assembled)?;
         mounts::enter_root(self.spec, self.root.as_fd())?;
         self.set_names()?;
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;

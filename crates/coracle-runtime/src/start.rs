@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::{Cgroup, Driver, Location};
 use crate::channel::{Message, Parent, channel};
 use crate::error::tolerate;
+use crate::mounts::Sources;
 use crate::program::{Program, ProgramOptions};
 use crate::stage::{Stage, has_namespace, kind_name};
 use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, seccomp};
@@ -30,6 +31,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         return Err(LaunchError::Threads);
     }
     let (process, plan) = check(launch, &stdio)?;
+    let sources = Sources::open(&launch.spec, &launch.root)?;
     let root = mount_root(&launch.root)?;
     let bounding = caps::mask(process.capabilities().as_ref().and_then(|sets| sets.bounding().as_ref()));
     let linux = launch.spec.linux().as_ref();
@@ -51,7 +53,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     let path = linux.and_then(|l| l.cgroups_path().as_deref());
     let location = Location::resolve(path, &launch.id, Driver::default())?;
     let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), &mut warnings)?;
-    let stage = Stage { spec: &launch.spec, program, cgroup: &cgroup, root, stdio, plan };
+    let stage = Stage { spec: &launch.spec, program, cgroup: &cgroup, root, sources, stdio, plan };
     match launch_stage(stage, options.netns, &mut warnings) {
         Ok(started) => Ok(Running {
             pid: started.pid,
@@ -113,11 +115,8 @@ fn check<'a>(launch: &'a Launch, stdio: &Stdio) -> Result<(&'a Process, Plan), L
         refuse("linux.personality", linux.personality().is_some())?;
         refuse("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()))?;
         refuse("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()))?;
-        refuse("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()))?;
         refuse("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()))?;
     }
-    let id_mapped = spec.mounts().iter().flatten().any(|m| m.uid_mappings().is_some());
-    refuse("an id-mapped mount", id_mapped)?;
     Ok((process, plan(spec)?))
 }
 

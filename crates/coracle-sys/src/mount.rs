@@ -66,16 +66,33 @@ fn open_scoped(root: BorrowedFd<'_>, path: &Path, flags: OFlags, how: ResolveFla
 /// What the kernel says, with the words it logged for this mount if there are any.
 pub fn new_mount(kind: &str, options: &[(&str, Option<&str>)], attributes: u64) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        match value {
-            Some(value) => rustix::mount::fsconfig_set_string(&context, *key, *value),
-            None => rustix::mount::fsconfig_set_flag(&context, *key),
-        }
-        .map_err(|error| with_log(&context, error))?;
-    }
+    set_parameters(&context, options)?;
     rustix::mount::fsconfig_create(&context).map_err(|error| with_log(&context, error))?;
     let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or(0));
     Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Changes parameters of the file system that is mounted at `mount`.
+///
+/// # Errors
+/// What the kernel says, with the words it logged.
+pub fn reconfigure(mount: BorrowedFd<'_>, options: &[(&str, Option<&str>)]) -> io::Result<()> {
+    use rustix::mount::FsPickFlags;
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = rustix::mount::fspick(mount, "", flags)?;
+    set_parameters(&context, options)?;
+    rustix::mount::fsconfig_reconfigure(&context).map_err(|error| with_log(&context, error))
+}
+
+fn set_parameters(context: &OwnedFd, options: &[(&str, Option<&str>)]) -> io::Result<()> {
+    for (key, value) in options {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(context, *key, *value),
+            None => rustix::mount::fsconfig_set_flag(context, *key),
+        }
+        .map_err(|error| with_log(context, error))?;
+    }
+    Ok(())
 }
 
 /// Adds what the kernel logged for a mount context: `tmpfs: Bad value for 'size'` says more than `EINVAL`.

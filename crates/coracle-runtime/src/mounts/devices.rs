@@ -2,7 +2,7 @@
 //!
 //! Everything is made relative to the descriptor of the file system that was just mounted there. Without a mount
 //! at `/dev` the image's own directory is used, if it is one: a link there has been an escape (runc
-//! CVE-2026-41579, crun CVE-2026-47766).
+//! CVE-2026-41579, crun CVE-2026-47766). Where nodes cannot be made, in a user namespace, those of the host are bound.
 //!
 //! Source: OCI runtime-spec `config-linux.md#default-devices`, `runtime-linux.md#dev-symbolic-links`.
 
@@ -17,7 +17,8 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
-use super::{Assembled, Target, clean};
+use super::Assembled;
+use super::target::{Target, clean};
 use crate::LaunchError;
 
 const NODES: [(&str, u32, u32); 6] =
@@ -35,20 +36,59 @@ const LINKS: [(&str, &str); 6] = [
 /// Fills a new `/dev`, attached or not. The umask is 0.
 pub(super) fn make_standard(dev: BorrowedFd<'_>) -> Result<(), LaunchError> {
     for (name, major, minor) in NODES {
-        let made = rustix::fs::mknodat(
-            dev,
-            name,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(0o666),
-            rustix::fs::makedev(major, minor),
-        );
-        accept_existing(made).map_err(|error| LaunchError::step(format!("make /dev/{name}"), error))?;
+        let id = rustix::fs::makedev(major, minor);
+        let kind = FileType::CharacterDevice;
+        let made = match rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(0o666), id) {
+            Err(Errno::PERM) => bind_node(dev, OsStr::new(name), &Path::new("/dev").join(name), (kind, id)),
+            other => accept_existing(other).map_err(io::Error::from),
+        };
+        made.map_err(|error| LaunchError::step(format!("make /dev/{name}"), error))?;
     }
     for (name, target) in LINKS {
         accept_existing(rustix::fs::symlinkat(target, dev, name))
             .map_err(|error| LaunchError::step(format!("make /dev/{name}"), error))?;
     }
     Ok(())
+}
+
+/// In a user namespace nobody makes device nodes: the host's node is shown instead, if it is what was asked for.
+/// Its path is looked up on the host, whose files are still there, and nothing of the container's.
+fn bind_node(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    path: &Path,
+    wanted: (FileType, rustix::fs::Dev),
+) -> io::Result<()> {
+    let node = mount::clone_path(path, false).map_err(|error| {
+        io::Error::new(error.kind(), format!("a user namespace takes the host's {}: {error}", path.display()))
+    })?;
+    let stat = rustix::fs::fstat(&node)?;
+    if (FileType::from_raw_mode(stat.st_mode), stat.st_rdev) != wanted {
+        let text =
+            format!("the host's {} is another device, and a user namespace can make none", path.display());
+        return Err(io::Error::other(text));
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o666)) {
+        Ok(_) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let found = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(parent, name, found, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == FileType::Symlink {
+        return Err(Errno::LOOP.into());
+    }
+    mount::attach(node.as_fd(), target.as_fd())
+}
+
+/// The null device, and certainly that: what a container has in its place may be anything (CVE-2025-31133).
+pub(super) fn open_null(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(dir, path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if is_null { Ok(null) } else { Err(io::Error::other("/dev/null is not the null device")) }
 }
 
 fn accept_existing(result: Result<(), Errno>) -> Result<(), Errno> {
@@ -66,7 +106,7 @@ pub(super) fn populate(root: BorrowedFd<'_>, done: &Assembled, spec: &Spec) -> R
         make_standard(dev.fd.as_fd())?;
     }
     let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
-    for device in devices.into_iter().flatten() {
+    for device in devices.into_iter().flatten().filter(|device| device.path() != Path::new("/dev/ptmx")) {
         make_device(root, device)?;
     }
     Ok(())
@@ -105,6 +145,9 @@ fn make_node(parent: &OwnedFd, name: &OsStr, device: &LinuxDevice) -> io::Result
                 return Err(Errno::EXIST.into());
             }
             rustix::fs::chmodat(parent, name, mode, rustix::fs::AtFlags::empty())?;
+        }
+        Err(Errno::PERM) if kind != FileType::Fifo => {
+            return bind_node(parent.as_fd(), name, device.path(), (kind, id));
         }
         Err(error) => return Err(error.into()),
     }
