@@ -35,6 +35,8 @@ pub(crate) struct Surroundings {
     pub(crate) joined: Vec<(oci::LinuxNamespaceType, PathBuf)>,
     /// Directory that takes the place of `/dev/shm` (shared IPC), if not a new one.
     pub(crate) shm: Option<PathBuf>,
+    /// The container runs in the user namespace of somebody who is not the machine's root.
+    pub(crate) rootless: bool,
 }
 
 /// A mount of the record with its source found.
@@ -205,7 +207,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
     let mut linux = oci::Linux::default();
     linux
         .set_namespaces(Some(namespaces(spec, around)?))
-        .set_resources(Some(limits::resources(spec, &around.devices)?))
+        .set_resources(Some(limits::resources(spec, around)?))
         .set_devices(Some(around.devices.iter().map(|(d, _)| d.clone()).collect()))
         .set_cgroups_path(Some(cgroups_path(spec)))
         .set_masked_paths(Some(masked))

@@ -27,6 +27,8 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
+    /// This process has less than the rights of the machine's root: containers live in its user namespace.
+    rootless: bool,
     notices: RefCell<Vec<String>>,
     reader: OnceCell<Store>,
     writer: OnceCell<Store>,
@@ -43,7 +45,11 @@ impl Engine {
     pub fn open(config: Config) -> Result<Self, EngineError> {
         files::create_private_dir(&config.dirs.containers())?;
         files::create_private_dir(&config.dirs.run.join("containers"))?;
-        Ok(Self { config, notices: RefCell::default(), reader: OnceCell::new(), writer: OnceCell::new() })
+        let is_initial = coracle_sys::userns::is_initial()
+            .map_err(|e| EngineError::io("look at /proc/self/ns/user".to_owned(), e))?;
+        let rootless = !is_initial || !rustix::process::geteuid().is_root();
+        let (reader, writer) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { config, rootless, notices: RefCell::default(), reader, writer })
     }
 
     /// Takes the sentences about what the engine noticed and mended beside what it was asked for.
@@ -54,6 +60,11 @@ impl Engine {
 
     pub(crate) fn dirs(&self) -> &Dirs {
         &self.config.dirs
+    }
+
+    /// Whether containers live in a user namespace of somebody who is not the machine's root.
+    pub(crate) const fn is_rootless(&self) -> bool {
+        self.rootless
     }
 
     pub(crate) fn command(&self) -> &str {

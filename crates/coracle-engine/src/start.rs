@@ -189,7 +189,8 @@ impl Engine {
         spec: &ContainerSpec,
         network: &NetworkState,
     ) -> Result<Surroundings, EngineError> {
-        let mut around = Surroundings { devices: devices::find(spec)?, ..Surroundings::default() };
+        let rootless = self.is_rootless();
+        let mut around = Surroundings { devices: devices::find(spec)?, rootless, ..Surroundings::default() };
         around.host_files = hostfiles::write(self, spec, network)?;
         for mount in &spec.mounts {
             around.mounts.push(self.resolve_mount(mount)?);

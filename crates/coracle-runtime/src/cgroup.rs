@@ -145,6 +145,10 @@ impl Cgroup {
                 if let Err(left) = cgroup.remove() {
                     warnings.push(coracle_base::explain::chain(&left));
                 }
+                if is_forbidden(&error) && !resources.is_some_and(has_limits) {
+                    // A user to whom no cgroups were delegated: his containers stay in the cgroup he is in.
+                    return Ok(Self { v1: Vec::new(), v2: None, path: cgroup.path });
+                }
                 Err(error)
             }
         }
@@ -489,6 +493,26 @@ fn is_known(name: &str) -> bool {
         "systemd",
     ];
     name.split(',').all(|part| NAMES.contains(&part))
+}
+
+/// The kernel says that these cgroups are not for whoever runs in this user namespace.
+fn is_forbidden(error: &LaunchError) -> bool {
+    let LaunchError::Cgroup { source, .. } = error else { return false };
+    let refused = [Errno::ACCESS, Errno::PERM, Errno::ROFS].map(Errno::raw_os_error);
+    source.raw_os_error().is_some_and(|errno| refused.contains(&errno))
+        && coracle_sys::userns::is_initial().is_ok_and(|initial| !initial)
+}
+
+/// Anything but device rules, which in a user namespace are the kernel's business: no node can be made there.
+fn has_limits(resources: &LinuxResources) -> bool {
+    resources.memory().is_some()
+        || resources.cpu().as_ref().is_some_and(|cpu| *cpu != oci_spec::runtime::LinuxCpu::default())
+        || resources.pids().is_some()
+        || resources.block_io().is_some()
+        || resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty())
+        || resources.network().is_some()
+        || resources.rdma().as_ref().is_some_and(|limits| !limits.is_empty())
+        || resources.unified().as_ref().is_some_and(|limits| !limits.is_empty())
 }
 
 fn failed(step: String, error: Errno) -> LaunchError {

@@ -108,6 +108,10 @@ fn exec_text(program: &str, problem: ExecProblem) -> String {
     }
 }
 
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
 /// Goes on after a failure that changes nothing; `why` says so to the reader.
 pub(crate) fn tolerate<T, E>(result: Result<T, E>, why: &'static str) {
     drop((result, why));
@@ -180,11 +184,12 @@ impl Explain for LaunchError {
                 Some("name a user of the image, or give a number: --user 1000:1000".to_owned())
             }
             Self::NotRunning { state: "paused" } => Some("coracle unpause it first".to_owned()),
-            Self::Step { source, .. } | Self::Cgroup { source, .. }
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Some("run coracle as root".to_owned())
-            }
+            Self::Cgroup { source, .. } if is_denied(source) => Some(
+                "limits need cgroups that this user may change: log in to a systemd session that delegates \
+                 them, leave the limits out, or run coracle as root"
+                    .to_owned(),
+            ),
+            Self::Step { source, .. } if is_denied(source) => Some("run coracle as root".to_owned()),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use coracle_state::container::{ContainerSpec, Resources};
 use oci_spec::runtime as oci;
 
 use crate::EngineError;
-use crate::bundle::built;
+use crate::bundle::{Surroundings, built};
 
 /// Processes and threads a container may have if nothing else is asked for: enough for any real service,
 /// too few for a fork bomb to take the host along.
@@ -15,9 +15,12 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// The cgroup's limits.
 pub(super) fn resources(
     spec: &ContainerSpec,
-    devices: &[(oci::LinuxDevice, String)],
+    around: &Surroundings,
 ) -> Result<oci::LinuxResources, EngineError> {
-    let asked = &spec.resources;
+    if around.rootless {
+        return rootless(spec);
+    }
+    let (asked, devices) = (&spec.resources, &around.devices);
     let mut resources = oci::LinuxResources::default();
     let pids = match asked.pids_limit {
         None if spec.security.privileged => -1,
@@ -29,6 +32,25 @@ pub(super) fn resources(
         .set_memory(memory(asked)?)
         .set_cpu(Some(cpu(asked)?))
         .set_pids(Some(built(oci::LinuxPidsBuilder::default().limit(pids).build())?));
+    Ok(resources)
+}
+
+/// What was asked for and no default: a user may have no cgroups of his own, and then each limit is an error. Nodes
+/// of devices cannot be made in a user namespace, so that there is nothing for rules about devices to do.
+fn rootless(spec: &ContainerSpec) -> Result<oci::LinuxResources, EngineError> {
+    let asked = &spec.resources;
+    if let Some(rule) = asked.device_cgroup_rules.first() {
+        return Err(EngineError::Invalid {
+            message: format!("cannot apply the device rule '{rule}' without being root"),
+            hint: Some("give the container the device itself: --device".to_owned()),
+        });
+    }
+    let mut resources = oci::LinuxResources::default();
+    let cpu = cpu(asked)?;
+    resources.set_memory(memory(asked)?).set_cpu((cpu != oci::LinuxCpu::default()).then_some(cpu));
+    if let Some(limit) = asked.pids_limit.filter(|limit| *limit > 0) {
+        resources.set_pids(Some(built(oci::LinuxPidsBuilder::default().limit(limit).build())?));
+    }
     Ok(resources)
 }
 
