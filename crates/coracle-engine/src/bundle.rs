@@ -13,12 +13,15 @@ use oci_spec::runtime as oci;
 
 use crate::EngineError;
 use crate::bundle::capabilities::capability_set;
+use crate::rootless::Rootless;
 
 mod capabilities;
 mod limits;
 
 /// Default size of `/dev/shm`, bytes.
 const SHM_BYTES: u64 = 64 << 20;
+/// Groups that may ping.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 /// Version of the runtime specification the configurations follow.
 const OCI_VERSION: &str = "1.2.0";
 
@@ -36,7 +39,7 @@ pub(crate) struct Surroundings {
     /// Directory that takes the place of `/dev/shm` (shared IPC), if not a new one.
     pub(crate) shm: Option<PathBuf>,
     /// The container runs in the user namespace of somebody who is not the machine's root.
-    pub(crate) rootless: bool,
+    pub(crate) rootless: Option<Rootless>,
 }
 
 /// A mount of the record with its source found.
@@ -212,7 +215,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_cgroups_path(Some(cgroups_path(spec)))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
-        .set_sysctl(Some(sysctls(spec).into_iter().collect()))
+        .set_sysctl(Some(sysctls(spec, around).into_iter().collect()))
         .set_rootfs_propagation(rootfs_propagation(spec));
     Ok(linux)
 }
@@ -265,11 +268,16 @@ fn namespaces(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Li
 }
 
 /// The user's, and Docker's two that let programs without rights use low ports and ping.
-fn sysctls(spec: &ContainerSpec) -> std::collections::BTreeMap<String, String> {
+fn sysctls(spec: &ContainerSpec, around: &Surroundings) -> std::collections::BTreeMap<String, String> {
     let mut all = spec.security.sysctls.clone();
     if matches!(spec.network.mode, NetworkMode::Bridge | NetworkMode::None) {
         for (name, value) in coracle_runtime::defaults::network_sysctls() {
-            all.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+            let value = match &around.rootless {
+                // The kernel takes groups of the user namespace only.
+                Some(rootless) if name == PING_GROUPS => format!("0 {}", rootless.last_gid),
+                _ => value.to_owned(),
+            };
+            all.entry(name.to_owned()).or_insert(value);
         }
     }
     all

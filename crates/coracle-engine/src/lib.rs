@@ -27,6 +27,7 @@ mod images;
 mod merge;
 mod names;
 mod processors;
+mod rootless;
 mod start;
 mod sweep;
 mod volumes;

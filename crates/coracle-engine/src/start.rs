@@ -25,6 +25,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::bundle::{ResolvedMount, Surroundings};
 use crate::containers::parse_signal;
+use crate::rootless::Rootless;
 use crate::{Config, Container, Engine, EngineError, bundle, devices, hostfiles};
 
 /// How long a start waits for the monitor of the container's last run to be gone.
@@ -189,7 +190,7 @@ impl Engine {
         spec: &ContainerSpec,
         network: &NetworkState,
     ) -> Result<Surroundings, EngineError> {
-        let rootless = self.is_rootless();
+        let rootless = if self.is_rootless() { Some(Rootless::find()?) } else { None };
         let mut around = Surroundings { devices: devices::find(spec)?, rootless, ..Surroundings::default() };
         around.host_files = hostfiles::write(self, spec, network)?;
         for mount in &spec.mounts {

@@ -35,6 +35,21 @@ pub fn uid_outside(uid: u32) -> io::Result<Option<u32>> {
     Ok(outside(&text, uid))
 }
 
+/// The highest group id that this user namespace has, where its ids begin at 0 and have no gap.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn last_gid() -> io::Result<u32> {
+    let mut text = String::new();
+    std::fs::File::open("/proc/self/gid_map")?.take(MAP_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(last(&text))
+}
+
+fn last(map: &str) -> u32 {
+    let counts = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u32>().ok());
+    counts.fold(0_u32, u32::saturating_add).saturating_sub(1)
+}
+
 /// Looks a number up in the text of a map: `inside outside count` in each line.
 fn outside(map: &str, id: u32) -> Option<u32> {
     map.lines().find_map(|line| {
@@ -92,6 +107,8 @@ mod tests {
         let map = "         0       1000          1\n         1     100000      65536\n";
         let found = [0, 1, 65536, 65537].map(|id| outside(map, id));
         assert_eq!(found, [Some(1000), Some(100_000), Some(165_535), None]);
+        assert_eq!(last(map), 65536);
+        assert_eq!((last("0 1000 1\n"), last("")), (0, 0));
         assert_eq!(outside("0 0 4294967295\n", 7), Some(7));
         assert_eq!(outside("0 x 1\n", 0), None);
     }

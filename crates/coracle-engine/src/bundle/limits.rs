@@ -17,7 +17,7 @@ pub(super) fn resources(
     spec: &ContainerSpec,
     around: &Surroundings,
 ) -> Result<oci::LinuxResources, EngineError> {
-    if around.rootless {
+    if around.rootless.is_some() {
         return rootless(spec);
     }
     let (asked, devices) = (&spec.resources, &around.devices);

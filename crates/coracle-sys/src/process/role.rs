@@ -4,7 +4,8 @@
 //! CVE-2019-5736). It therefore runs from a private read-only clone of the binary's mount: writing is refused for
 //! the life of the mount, and the mount belongs to no namespace in which anybody could change it. That holds only
 //! while no process keeps the descriptor of the clone, hence it is made close-on-exec in the very process that
-//! executes it. Where the kernel refuses (no `CAP_SYS_ADMIN`), a sealed copy in memory takes its place.
+//! executes it. A process that has entered another mount namespace finds its file there by path, and the clone must
+//! be of the same file. Where the kernel refuses both (no `CAP_SYS_ADMIN`), a sealed copy in memory takes its place.
 //!
 //! The child shares this process's memory until it executes (`CLONE_VM | CLONE_VFORK`), so that the size of the
 //! caller costs nothing and its threads do no harm: the child makes system calls on prepared memory, no more.
@@ -57,9 +58,14 @@ const EXE: &CStr = c"/proc/self/exe";
 enum Exe {
     /// A read-only clone of our own file's mount, made by the child.
     Clone,
+    /// The same, of the file that has our file's path now, if it is our file.
+    CloneByPath(FileId),
     /// This one.
     Fd(RawFd),
 }
+
+/// Device and inode.
+type FileId = (u64, u64);
 
 /// Everything the child touches, laid out before it exists.
 struct Order {
@@ -73,6 +79,7 @@ struct Order {
     n_fds: RawFd,
     setsid: bool,
     exe: Exe,
+    exe_path: CString,
     errno: AtomicI32,
     /// 1 while the file is being protected, 0 otherwise.
     sealing: AtomicI32,
@@ -83,13 +90,32 @@ struct Order {
 /// # Errors
 /// What the kernel says; the child is gone then.
 pub fn spawn_role(role: &Role<'_>) -> io::Result<Spawned> {
-    match spawn(role, Exe::Clone) {
-        Err((error, true)) => {
-            let exe = if is_protected() { own_file()? } else { sealed_copy().map_err(|_unused| error)? };
-            spawn(role, Exe::Fd(exe.as_raw_fd())).map_err(|(error, _)| error)
+    match spawn(role, Exe::Clone, EXE.to_owned()) {
+        Err((error, true)) if is_protected() => {
+            let exe = own_file().map_err(|_unused| error)?;
+            spawn(role, Exe::Fd(exe.as_raw_fd()), CString::default()).map_err(|(error, _)| error)
         }
+        Err((error, true)) => spawn_from_path(role).unwrap_or_else(|| {
+            let exe = sealed_copy().map_err(|_unused| error)?;
+            spawn(role, Exe::Fd(exe.as_raw_fd()), CString::default()).map_err(|(error, _)| error)
+        }),
         other => other.map_err(|(error, _)| error),
     }
+}
+
+/// For a process that has left the mount namespace of its file. `None` if the path leads to no clone of it.
+fn spawn_from_path(role: &Role<'_>) -> Option<io::Result<Spawned>> {
+    let (path, id) = own_path()?;
+    match spawn(role, Exe::CloneByPath(id), path) {
+        Err((_, true)) => None,
+        other => Some(other.map_err(|(error, _)| error)),
+    }
+}
+
+/// The path of our own file, and which file that is.
+fn own_path() -> Option<(CString, FileId)> {
+    let stat = rustix::fs::stat(EXE).ok()?;
+    Some((rustix::fs::readlink(EXE, Vec::new()).ok()?, (stat.st_dev, stat.st_ino)))
 }
 
 /// Whether this process runs from a protected file already.
@@ -148,7 +174,13 @@ fn execveat(exe: &OwnedFd, args: &[CString], env: &[CString]) -> io::Error {
 
 fn clone_own_mount() -> io::Result<OwnedFd> {
     let mut errno = 0;
-    let fd = raw_clone_own_mount(&mut errno);
+    let mut fd = raw_clone_mount(EXE, None, &mut errno);
+    if fd < 0
+        && errno == libc::EINVAL
+        && let Some((path, id)) = own_path()
+    {
+        fd = raw_clone_mount(&path, Some(id), &mut errno);
+    }
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(errno));
     }
@@ -156,12 +188,13 @@ fn clone_own_mount() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Without allocation, for the child. Returns -1 and sets `errno` if the kernel refuses.
-fn raw_clone_own_mount(errno: &mut i32) -> RawFd {
+/// Without allocation, for the child. Returns -1 and sets `errno` if the kernel refuses, or if the path leads to
+/// another file than it should.
+fn raw_clone_mount(path: &CStr, id: Option<FileId>, errno: &mut i32) -> RawFd {
     const OPEN_TREE_CLONE: libc::c_uint = 1;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned();
     // SAFETY: the path is NUL-terminated; the result is a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, EXE.as_ptr(), flags) };
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     let fd = RawFd::try_from(fd).unwrap_or(-1);
     if fd < 0 {
         *errno = last_errno();
@@ -180,13 +213,23 @@ fn raw_clone_own_mount(errno: &mut i32) -> RawFd {
             size_of_val(&read_only),
         )
     };
-    if done < 0 {
-        *errno = last_errno();
+    *errno = last_errno();
+    // SAFETY: opened above, and closed below at the earliest.
+    if done >= 0 && id.is_some_and(|id| id_of(unsafe { BorrowedFd::borrow_raw(fd) }) != Some(id)) {
+        *errno = libc::ESTALE;
+    } else if done >= 0 {
+        *errno = 0;
+    }
+    if *errno != 0 {
         // SAFETY: opened above and known to nobody else.
         unsafe { libc::close(fd) };
         return -1;
     }
     fd
+}
+
+fn id_of(fd: BorrowedFd<'_>) -> Option<FileId> {
+    rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 fn last_errno() -> i32 {
@@ -209,8 +252,8 @@ fn sealed_copy() -> io::Result<OwnedFd> {
 }
 
 /// The error, and whether it was the protection that was refused.
-fn spawn(role: &Role<'_>, exe: Exe) -> Result<Spawned, (io::Error, bool)> {
-    let order = order(role, exe);
+fn spawn(role: &Role<'_>, exe: Exe, exe_path: CString) -> Result<Spawned, (io::Error, bool)> {
+    let order = order(role, exe, exe_path);
     let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
     let top = stack.as_mut_ptr_range().end;
     let mut pidfd: RawFd = -1;
@@ -242,7 +285,7 @@ fn spawn(role: &Role<'_>, exe: Exe) -> Result<Spawned, (io::Error, bool)> {
     }
 }
 
-fn order(role: &Role<'_>, exe: Exe) -> Order {
+fn order(role: &Role<'_>, exe: Exe, exe_path: CString) -> Order {
     let with_stdio = matches!(role.stdio, RoleStdio::Fds(_));
     let mut sources = Vec::with_capacity(3 + role.fds.len());
     if let RoleStdio::Fds(fds) = &role.stdio {
@@ -258,6 +301,7 @@ fn order(role: &Role<'_>, exe: Exe) -> Order {
         n_fds: RawFd::try_from(role.fds.len()).unwrap_or(RawFd::MAX),
         setsid: role.setsid,
         exe,
+        exe_path,
         errno: AtomicI32::new(0),
         sealing: AtomicI32::new(0),
     }
@@ -306,7 +350,11 @@ fn prepare_and_execute(order: &mut Order) -> i32 {
         Exe::Fd(fd) => fd,
         Exe::Clone => {
             order.sealing.store(1, Ordering::Release);
-            raw_clone_own_mount(&mut errno)
+            raw_clone_mount(&order.exe_path, None, &mut errno)
+        }
+        Exe::CloneByPath(id) => {
+            order.sealing.store(1, Ordering::Release);
+            raw_clone_mount(&order.exe_path, Some(id), &mut errno)
         }
     };
     if errno != 0 {
