@@ -11,6 +11,7 @@
 )]
 
 mod cgroups;
+mod hostile;
 mod mounts;
 mod namespaces;
 mod process;
@@ -28,7 +29,7 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 pub(crate) type Case = (&'static str, fn(&Rig));
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    [process::CASES, mounts::CASES, cgroups::CASES, namespaces::CASES].into_iter().flatten()
+    [process::CASES, mounts::CASES, hostile::CASES, cgroups::CASES, namespaces::CASES].into_iter().flatten()
 }
 
 fn main() -> ExitCode {
