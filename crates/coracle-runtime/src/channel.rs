@@ -5,10 +5,15 @@
 //!                   'E' kind errno(4) a \0 b      the start failed; the last message
 //!                   'T' + descriptor              the terminal's master
 //!                   'P' pid(4)                    an exec's process, as the parent sees it
+//!                   'H'                           waits for the hooks of the caller's namespaces
 //!                   'R'                           ready: waits for the gate
-//!                   end of file                   the program was executed
+//!                   'D'                           detached: waits for whoever opens the gate
+//!                   'X'                           executing: an end of file after it means success
+//!                   end of file                   the program was executed, or the process is dead
 //! parent → child    'G'                           go
 //! ```
+//!
+//! The connection between a container and whoever opens its gate (see [`crate::gate`]) speaks the same words.
 //!
 //! One message is one packet of at most [`PACKET_BYTES_MAX`] bytes. Both ends are the same binary, so there is no
 //! version.
@@ -16,7 +21,7 @@
 use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -48,7 +53,10 @@ pub(crate) enum Message {
     Failed(LaunchError),
     Terminal(OwnedFd),
     Pid(i32),
+    Hooks,
     Ready,
+    Detached,
+    Executing,
     /// The child's end is closed: the program runs, or the child is dead.
     End,
 }
@@ -95,7 +103,10 @@ impl Parent {
                 .try_into()
                 .map(|pid| Message::Pid(i32::from_ne_bytes(pid)))
                 .map_err(|_wrong_length| malformed()),
+            (b'H', None) => Ok(Message::Hooks),
             (b'R', None) => Ok(Message::Ready),
+            (b'D', None) => Ok(Message::Detached),
+            (b'X', None) => Ok(Message::Executing),
             _ => Err(malformed()),
         }
     }
@@ -107,17 +118,17 @@ impl Parent {
             Err(error) => Err(LaunchError::step("release the new process", error)),
         }
     }
+}
 
-    /// Reads to the end; an error if there is one among the messages.
-    pub(crate) fn finish(&self, warnings: &mut Vec<String>) -> Result<(), LaunchError> {
-        loop {
-            match self.receive()? {
-                Message::End => return Ok(()),
-                Message::Failed(error) => return Err(error),
-                Message::Warning(text) => warnings.push(text),
-                Message::Terminal(_) | Message::Pid(_) | Message::Ready => {}
-            }
-        }
+impl From<OwnedFd> for Parent {
+    fn from(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+}
+
+impl From<OwnedFd> for Child {
+    fn from(connection: OwnedFd) -> Self {
+        Self(connection)
     }
 }
 
@@ -158,14 +169,46 @@ impl Child {
     /// give it.
     pub(crate) fn wait_at_gate(&self) {
         self.send(b'R', b"");
+        if !self.hears_go() {
+            coracle_sys::process::exit_now(125);
+        }
+    }
+
+    /// Has the caller run hooks, and waits until it has. Ends the process if it did not.
+    pub(crate) fn wait_for_hooks(&self) {
+        self.send(b'H', b"");
+        if !self.hears_go() {
+            coracle_sys::process::exit_now(125);
+        }
+    }
+
+    /// Waits for the word to go on; `false` if the other end is closed.
+    pub(crate) fn hears_go(&self) -> bool {
         let mut answer = [0_u8; 1];
         loop {
             match rustix::net::recv(&self.0, &mut answer, RecvFlags::empty()) {
-                Ok((1, _)) => return,
+                Ok((1, _)) => return answer == *b"G",
                 Err(Errno::INTR) => {}
-                _ => coracle_sys::process::exit_now(125),
+                _ => return false,
             }
         }
+    }
+
+    /// Says that the process does not depend on the other end any more, and closes the connection.
+    pub(crate) fn detached(&self) {
+        self.send(b'D', b"");
+        let shut = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+        tolerate(shut, "the other end is closed already");
+    }
+
+    /// Says that the program is being executed.
+    pub(crate) fn executing(&self) {
+        self.send(b'X', b"");
+    }
+
+    /// The user at the other end, as this process sees it.
+    pub(crate) fn peer_uid(&self) -> Option<u32> {
+        coracle_sys::socket::peer(self.0.as_fd()).ok().map(|peer| peer.uid)
     }
 
     /// Whether the parent's end is closed, which means that the parent died before it could be asked to take
@@ -199,6 +242,7 @@ fn encode(error: &LaunchError) -> Vec<u8> {
             (b'x', i32::try_from(idx).unwrap_or(0), program.clone(), "")
         }
         LaunchError::BindSource { path } => (b'b', 0, path.clone(), ""),
+        LaunchError::Hook { hook, reason } => (b'h', 0, hook.clone(), reason),
         LaunchError::Step { step, source } | LaunchError::Cgroup { step, source } => {
             return packed(
                 if matches!(error, LaunchError::Cgroup { .. }) { b'c' } else { b't' },
@@ -249,6 +293,7 @@ fn decode(bytes: &[u8]) -> Option<LaunchError> {
         b'u' => LaunchError::User { reason: a },
         b'x' => LaunchError::Exec { program: a, problem: *PROBLEMS.get(usize::try_from(errno).ok()?)? },
         b'b' => LaunchError::BindSource { path: a },
+        b'h' => LaunchError::Hook { hook: a, reason: b },
         b't' => LaunchError::Step { step: a, source: source() },
         b'c' => LaunchError::Cgroup { step: a, source: source() },
         _ => return None,
@@ -257,15 +302,13 @@ fn decode(bytes: &[u8]) -> Option<LaunchError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     fn round_trip(error: &LaunchError) {
         let (parent, child) = channel().unwrap();
         child.fail(error);
         drop(child);
-        let received = parent.finish(&mut Vec::new()).unwrap_err();
+        let Message::Failed(received) = parent.receive().unwrap() else { panic!("no error came") };
         assert_eq!(format!("{received:?}"), format!("{error:?}"));
     }
 
@@ -287,7 +330,7 @@ mod tests {
             io::Error::other("x".repeat(9000)),
         ));
         drop(child);
-        let received = parent.finish(&mut Vec::new()).unwrap_err();
+        let Message::Failed(received) = parent.receive().unwrap() else { panic!("no error came") };
         assert!(
             matches!(&received, LaunchError::Step { step, .. } if step.starts_with("open é") && step.ends_with('…'))
         );

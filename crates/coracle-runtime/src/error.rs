@@ -79,6 +79,14 @@ pub enum LaunchError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A hook failed.
+    #[error("error running {hook}: {reason}")]
+    Hook {
+        /// Which one: `createRuntime hook #1`.
+        hook: String,
+        /// What became of it, with what it said.
+        reason: String,
+    },
     /// The set-up ended without a word: it was killed.
     #[error("the container's first process ended during its set-up: {status}")]
     Vanished {
@@ -152,6 +160,7 @@ impl Explain for LaunchError {
             | Self::BindSource { .. }
             | Self::Exec { .. } => Kind::Invalid,
             Self::NotRunning { .. } => Kind::Conflict,
+            Self::Hook { .. } => Kind::Unavailable,
             Self::Step { source, .. } | Self::Cgroup { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Kind::Denied,
                 _ => Kind::Internal,

@@ -20,10 +20,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::channel::{Child, Message, Parent, channel};
+use crate::gate::Departure;
 use crate::mounts::devices;
 use crate::program::{Program, ProgramOptions, hide_and_tie};
 use crate::stage::{guard, place_streams, set_oom_score};
-use crate::start::{end, start_ticks};
+use crate::start::{check_executed, end};
 use crate::{Cgroup, ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
 
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
@@ -88,7 +89,6 @@ pub fn exec(
         filter,
         ProgramOptions {
             preserve_fds: options.preserve_fds,
-            detached: options.detached,
             no_new_keyring: options.no_new_keyring,
             setgroups_denied: new_user && are_groups_fixed(target.pid)?,
             ..ProgramOptions::default()
@@ -96,8 +96,15 @@ pub fn exec(
     )?;
     // Were it dead by now, the root might have been that of another process of the same number.
     check_running(target, options)?;
-    let entry =
-        Entry { target, sub_cgroup, new_user, program, stdio, oom_score_adj: launch.process.oom_score_adj() };
+    let entry = Entry {
+        target,
+        sub_cgroup,
+        new_user,
+        program,
+        stdio,
+        detached: options.detached,
+        oom_score_adj: launch.process.oom_score_adj(),
+    };
     let (parent, stage) = entry.clone_stage()?;
     drop(entry);
     let result = follow(&parent, target);
@@ -148,6 +155,7 @@ struct Entry<'a> {
     new_user: bool,
     program: Program<'a>,
     stdio: Stdio,
+    detached: bool,
     oom_score_adj: Option<i32>,
 }
 
@@ -234,7 +242,7 @@ impl Entry<'_> {
             _ => None,
         };
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
-        self.program.run(channel)
+        self.program.run(channel, &Departure { detached: self.detached, ..Departure::default() })
     }
 }
 
@@ -274,7 +282,7 @@ fn follow(parent: &Parent, target: &Target<'_>) -> Result<Running, LaunchError> 
             Message::Warning(text) => warnings.push(text),
             Message::Terminal(master) => terminal = Some(master),
             Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
-            Message::Ready => {}
+            Message::Hooks | Message::Ready | Message::Detached | Message::Executing => {}
             Message::Failed(error) => break Some(error),
             Message::End => break None,
         }
@@ -296,7 +304,13 @@ fn follow(parent: &Parent, target: &Target<'_>) -> Result<Running, LaunchError> 
         (None, None) => Err(LaunchError::Vanished { status: "no process was made".to_owned() }),
         (None, Some((pid, pidfd))) => Ok(Running {
             pid,
-            start_ticks: start_ticks(pid),
+            start_ticks: match check_executed(pid, false) {
+                Ok(ticks) => ticks,
+                Err(error) => {
+                    end(&pidfd);
+                    return Err(error);
+                }
+            },
             pidfd,
             terminal,
             cgroup: target.cgroup.clone(),

@@ -10,8 +10,9 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::LaunchError;
-use crate::cgroup::Cgroup;
-use crate::channel::Parent;
+use crate::cgroup::{self, Cgroup};
+use crate::channel::{Message, Parent};
+use crate::start::check_executed;
 
 /// Everything that decides what a container is. Written as JSON by the engine, read by the monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,15 +93,42 @@ pub enum Stdio {
     Inherit,
 }
 
+/// What a container that is set up waits for before it executes its program.
+#[derive(Debug, Default)]
+pub enum Gate {
+    /// Nothing.
+    #[default]
+    None,
+    /// [`Running::release`].
+    Channel,
+    /// [`Running::release`], after which it does not depend on its creator any more, and then a call of
+    /// [`crate::open_gate`] with the path of this socket, which `coracle_sys::socket::listen` made.
+    Socket(OwnedFd),
+}
+
 /// What concerns one start only.
 #[derive(Debug, Default)]
 pub struct StartOptions {
     /// A network namespace that is set up already; used where the configuration asks for a new one.
     pub netns: Option<OwnedFd>,
+    /// A user namespace with its mappings; used where the configuration asks for a new one.
+    pub userns: Option<OwnedFd>,
     /// Descriptors 3 to 2 + n of the caller are passed on to the program.
     pub preserve_fds: u32,
-    /// Stops right before the program is executed, until [`Running::release`].
-    pub gate: bool,
+    /// Stops right before the program is executed.
+    pub gate: Gate,
+    /// The container outlives the caller from the moment its program is executed (with [`Gate::Socket`], from
+    /// its release on).
+    pub detached: bool,
+    /// Enters the root by moving it over `/` instead of pivoting: for hosts that run from their initial RAM
+    /// file system, and unsafe against whoever may mount in the container.
+    pub no_pivot: bool,
+    /// The program keeps the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// The bundle's directory, for the state that hooks are given.
+    pub bundle: PathBuf,
+    /// Who makes the cgroups.
+    pub cgroup_driver: cgroup::Driver,
 }
 
 /// A process in a container. Dropping it closes descriptors and touches the process in no way.
@@ -125,17 +153,24 @@ pub struct Running {
 }
 
 impl Running {
-    /// Lets a process that was started with [`StartOptions::gate`] execute its program; returns once it has.
+    /// Lets a process that was started with a [`Gate`] go on; returns once it has executed its program, or with
+    /// [`Gate::Socket`] once it waits for whoever opens the gate.
     ///
     /// # Errors
     /// What kept the program from being executed. The process is gone then and still to be waited for.
     pub fn release(&mut self) -> Result<(), LaunchError> {
-        match self.gate.take() {
-            Some(channel) => {
-                channel.release()?;
-                channel.finish(&mut self.warnings)
+        let Some(channel) = self.gate.take() else { return Ok(()) };
+        channel.release()?;
+        let mut is_executing = false;
+        loop {
+            match channel.receive()? {
+                Message::Warning(text) => self.warnings.push(text),
+                Message::Failed(error) => return Err(error),
+                Message::Detached => return Ok(()),
+                Message::Executing => is_executing = true,
+                Message::End => return check_executed(self.pid, is_executing).map(drop),
+                Message::Terminal(_) | Message::Pid(_) | Message::Hooks | Message::Ready => {}
             }
-            None => Ok(()),
         }
     }
 

@@ -17,6 +17,8 @@ mod channel;
 pub mod defaults;
 mod error;
 mod exec;
+mod gate;
+pub mod hooks;
 mod launch;
 mod mounts;
 pub mod oci;
@@ -29,6 +31,9 @@ pub mod user;
 pub use cgroup::Cgroup;
 pub use error::{ExecProblem, LaunchError};
 pub use exec::{ExecOptions, exec};
-pub use launch::{ExecLaunch, Launch, Root, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec};
+pub use gate::open_gate;
+pub use launch::{
+    ExecLaunch, Gate, Launch, Root, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec,
+};
 pub use mounts::mount_options;
 pub use start::start;

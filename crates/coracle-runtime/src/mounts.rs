@@ -329,8 +329,8 @@ fn keep_procfs(path: &Path, target: &Target, source: Option<&OwnedFd>) -> Result
     }
 }
 
-/// Detaches the process's copy of the host's mounts from the host's changes, and puts the root on top of it.
-pub(crate) fn attach_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+/// Detaches the process's copy of the host's mounts from the host's changes, and puts the root on a place in it.
+pub(crate) fn attach_root(spec: &Spec, root: BorrowedFd<'_>, place: &Path) -> Result<(), LaunchError> {
     let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|e| LaunchError::step("cut off the host's mounts", e))?;
     // Its own propagation is given to it after the pivot, which refuses a shared one. Only a slave must be one from
@@ -339,7 +339,7 @@ pub(crate) fn attach_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), Launc
     let propagation = if slave { MS_SLAVE } else { MS_PRIVATE };
     let cut = Attributes { propagation, ..Attributes::default() };
     mount::set_attributes(root, true, &cut).map_err(|e| LaunchError::step("make the root private", e))?;
-    mount::attach_at(root, Path::new("/")).map_err(|e| LaunchError::step("attach the root", e))
+    mount::attach_at(root, place).map_err(|e| LaunchError::step("attach the root", e))
 }
 
 /// Makes the assembled root the only one.

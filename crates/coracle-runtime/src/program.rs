@@ -23,6 +23,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use crate::caps::{SYS_ADMIN, Sets};
 use crate::channel::Child;
 use crate::error::tolerate;
+use crate::gate::Departure;
 use crate::seccomp::Filter;
 use crate::user::{self, Identity};
 use crate::{ExecProblem, LaunchError, UserSpec, caps, defaults};
@@ -45,10 +46,7 @@ pub(crate) struct Program<'a> {
 pub(crate) struct ProgramOptions {
     pub(crate) init: bool,
     pub(crate) create_cwd: bool,
-    pub(crate) gate: bool,
     pub(crate) preserve_fds: u32,
-    /// The program outlives its starter.
-    pub(crate) detached: bool,
     pub(crate) no_new_keyring: bool,
     /// The user namespace was made without the right to set groups.
     pub(crate) setgroups_denied: bool,
@@ -85,8 +83,8 @@ impl<'a> Program<'a> {
         Ok(Self { process, identity, args, env, filter, options })
     }
 
-    /// Becomes the program. Returns only if that fails.
-    pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
+    /// Becomes the program, once `departure` lets it. Returns only if that fails.
+    pub(crate) fn run(&self, channel: &Child, departure: &Departure<'_>) -> Result<Infallible, LaunchError> {
         self.set_limits(channel)?;
         if !self.options.no_new_keyring
             && let Err(error) = sys::new_session_keyring(c"_coracle")
@@ -104,29 +102,17 @@ impl<'a> Program<'a> {
             sys::exit_now(125);
         }
         let path = self.find()?;
-        if self.options.gate {
-            channel.wait_at_gate();
-        }
-        if self.options.detached {
-            self.untie(channel)?;
-        }
-        sys::cloexec_from(3 + self.options.preserve_fds)
-            .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
-        self.load_filter(sets)?;
-        if self.options.init {
-            return Err(self.run_below_init(&path, channel));
-        }
-        Err(self.execute(&path))
-    }
-
-    /// From here on it lives without its starter, which must still be there to hear how the execution went.
-    fn untie(&self, channel: &Child) -> Result<(), LaunchError> {
-        rustix::process::set_parent_process_death_signal(None)
-            .map_err(|error| LaunchError::step("untie the process from its starter", error))?;
-        if channel.is_orphan() {
-            sys::exit_now(125);
-        }
-        Ok(())
+        departure.pass(channel, &self.env, |channel| {
+            sys::cloexec_from(3 + self.options.preserve_fds)
+                .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
+            self.load_filter(sets)?;
+            if self.options.init {
+                // Process 1 is never going to execute anything, by which it could be seen to have come this far.
+                channel.executing();
+                return Err(self.run_below_init(&path, channel));
+            }
+            Err(self.execute(&path))
+        })
     }
 
     fn execute(&self, path: &CStr) -> LaunchError {

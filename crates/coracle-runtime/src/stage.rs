@@ -9,7 +9,7 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_sys::{mount, process};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -18,14 +18,18 @@ use rustix::process::{DumpableBehavior, Signal};
 
 use crate::cgroup::Cgroup;
 use crate::channel::Child;
+use crate::gate::Departure;
+use crate::hooks::{self, ContainerState, HookPoint, Status};
 use crate::mounts::{self, Sources, devices};
 use crate::program::Program;
 use crate::start::Plan;
-use crate::{LaunchError, Stdio};
+use crate::{Launch, LaunchError, Root, Stdio};
 
 /// What the process was given by its starter.
 pub(crate) struct Stage<'a> {
-    pub(crate) spec: &'a Spec,
+    pub(crate) launch: &'a Launch,
+    /// The bundle's directory.
+    pub(crate) bundle: PathBuf,
     pub(crate) program: Program<'a>,
     pub(crate) cgroup: &'a Cgroup,
     /// The root, a detached mount.
@@ -34,22 +38,50 @@ pub(crate) struct Stage<'a> {
     pub(crate) sources: Sources,
     pub(crate) plan: Plan,
     pub(crate) stdio: Stdio,
+    pub(crate) departure: Departure<'a>,
 }
 
 impl Stage<'_> {
     /// Sets up and becomes the program. Returns only if that fails.
     pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
+        let spec = &self.launch.spec;
         guard()?;
         self.isolate()?;
-        mounts::attach_root(self.spec, self.root.as_fd())?;
-        let assembled = mounts::assemble(self.spec, self.root.as_fd(), &self.sources, self.cgroup)?;
+        mounts::attach_root(spec, self.root.as_fd(), self.place_of_root())?;
+        let assembled = mounts::assemble(spec, self.root.as_fd(), &self.sources, self.cgroup)?;
+        self.run_hooks(channel)?;
         self.set_sysctls(assembled.proc.as_ref())?;
         let terminal = self.open_terminal(&assembled)?;
-        mounts::protect(self.spec, self.root.as_fd(), &assembled)?;
-        mounts::enter_root(self.spec, self.root.as_fd())?;
+        mounts::protect(spec, self.root.as_fd(), &assembled)?;
+        mounts::enter_root(spec, self.root.as_fd())?;
         self.set_names()?;
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
-        self.program.run(channel)
+        self.program.run(channel, &self.departure)
+    }
+
+    /// Hooks look for the root where it is on the host, and mount below it; without hooks the shortest way will
+    /// do.
+    fn place_of_root(&self) -> &Path {
+        let hooks = self.launch.spec.hooks().as_ref();
+        let points = [HookPoint::Prestart, HookPoint::CreateRuntime, HookPoint::CreateContainer];
+        match &self.launch.root {
+            Root::Path(path) if hooks::has_any(hooks, &points) => path,
+            _ => Path::new("/"),
+        }
+    }
+
+    fn run_hooks(&self, channel: &Child) -> Result<(), LaunchError> {
+        let Launch { spec, id, .. } = self.launch;
+        let hooks = spec.hooks().as_ref();
+        if hooks::has_any(hooks, &[HookPoint::Prestart, HookPoint::CreateRuntime]) {
+            channel.wait_for_hooks();
+        }
+        if !hooks::has_any(hooks, &[HookPoint::CreateContainer]) {
+            return Ok(());
+        }
+        let own = i32::try_from(std::process::id()).ok();
+        let state = ContainerState::of(spec, id, &self.bundle, Status::Creating, own);
+        hooks::run_hooks(HookPoint::CreateContainer, hooks, &state)
     }
 
     fn isolate(&self) -> Result<(), LaunchError> {
@@ -68,7 +100,7 @@ impl Stage<'_> {
             process::loopback_up()
                 .map_err(|error| LaunchError::step("set the loopback interface up", error))?;
         }
-        if let Some(adjustment) = self.spec.process().as_ref().and_then(|p| p.oom_score_adj()) {
+        if let Some(adjustment) = self.launch.spec.process().as_ref().and_then(|p| p.oom_score_adj()) {
             set_oom_score(adjustment)?;
         }
         Ok(())
@@ -77,7 +109,7 @@ impl Stage<'_> {
     /// Through a procfs of our own that is attached nowhere: what the container may have put over `/proc/sys`
     /// cannot redirect a write (CVE-2025-52881).
     fn set_sysctls(&self, proc: Option<&OwnedFd>) -> Result<(), LaunchError> {
-        let linux = self.spec.linux().as_ref();
+        let linux = self.launch.spec.linux().as_ref();
         let Some(sysctls) = linux.and_then(|linux| linux.sysctl().as_ref()).filter(|map| !map.is_empty())
         else {
             return Ok(());
@@ -123,7 +155,7 @@ impl Stage<'_> {
         };
         let field = || format!("the sysctl {name}");
         let kind = kind.ok_or_else(|| LaunchError::spec(field(), "it does not belong to a container"))?;
-        if has_namespace(self.spec, kind) {
+        if has_namespace(&self.launch.spec, kind) {
             Ok(())
         } else {
             Err(LaunchError::spec(field(), format!("the container has no {kind} namespace of its own")))
@@ -146,13 +178,13 @@ impl Stage<'_> {
     }
 
     fn set_names(&self) -> Result<(), LaunchError> {
-        if let Some(name) = self.spec.hostname().as_ref().filter(|name| !name.is_empty()) {
-            require_uts(self.spec, "hostname")?;
+        if let Some(name) = self.launch.spec.hostname().as_ref().filter(|name| !name.is_empty()) {
+            require_uts(&self.launch.spec, "hostname")?;
             rustix::system::sethostname(name.as_bytes())
                 .map_err(|error| LaunchError::step(format!("set the host name {name}"), error))?;
         }
-        if let Some(name) = self.spec.domainname().as_ref().filter(|name| !name.is_empty()) {
-            require_uts(self.spec, "domainname")?;
+        if let Some(name) = self.launch.spec.domainname().as_ref().filter(|name| !name.is_empty()) {
+            require_uts(&self.launch.spec, "domainname")?;
             rustix::system::setdomainname(name.as_bytes())
                 .map_err(|error| LaunchError::step(format!("set the domain name {name}"), error))?;
         }

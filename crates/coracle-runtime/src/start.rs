@@ -5,14 +5,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use coracle_sys::process::{self, CloneArgs, Cloned};
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{Cgroup, Driver, Location};
+use crate::cgroup::{Cgroup, Location};
 use crate::channel::{Message, Parent, channel};
 use crate::error::tolerate;
+use crate::gate::{Departure, StartHooks};
+use crate::hooks::{self, ContainerState, HookPoint, Status};
 use crate::mounts::Sources;
 use crate::program::{Program, ProgramOptions};
 use crate::stage::{Stage, has_namespace, kind_name};
@@ -21,8 +24,9 @@ use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, secco
 /// Bytes of `/proc/<pid>/stat` that are read: more than its fields can take.
 const STAT_BYTES_MAX: usize = 1024;
 
-/// Starts a container. Returns once its program was executed, or with [`StartOptions::gate`] once it is about to
-/// be. Blocks for some milliseconds. The new process dies when the calling thread ends.
+/// Starts a container. Returns once its program was executed, or with a [`crate::Gate`] once it is about to be.
+/// Blocks for some milliseconds, and while hooks run. The new process dies when the calling thread ends, unless
+/// [`StartOptions::detached`].
 ///
 /// # Errors
 /// What kept the program from being executed; nothing is left behind then.
@@ -44,16 +48,37 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         ProgramOptions {
             init: launch.init,
             create_cwd: launch.create_cwd,
-            gate: options.gate,
             preserve_fds: options.preserve_fds,
+            no_new_keyring: options.no_new_keyring,
             ..ProgramOptions::default()
         },
     )?;
     let mut warnings = Vec::new();
     let path = linux.and_then(|l| l.cgroups_path().as_deref());
-    let location = Location::resolve(path, &launch.id, Driver::default())?;
+    let location = Location::resolve(path, &launch.id, options.cgroup_driver)?;
     let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), &mut warnings)?;
-    let stage = Stage { spec: &launch.spec, program, cgroup: &cgroup, root, sources, stdio, plan };
+    let hooks = launch.spec.hooks().as_ref();
+    let departure = Departure {
+        gate: options.gate,
+        detached: options.detached,
+        is_mapped: has_namespace(&launch.spec, LinuxNamespaceType::User),
+        hooks: hooks::has_any(hooks, &[HookPoint::StartContainer]).then(|| StartHooks {
+            spec: &launch.spec,
+            id: &launch.id,
+            bundle: options.bundle.clone(),
+        }),
+    };
+    let stage = Stage {
+        launch,
+        bundle: options.bundle,
+        program,
+        cgroup: &cgroup,
+        root,
+        sources,
+        stdio,
+        plan,
+        departure,
+    };
     match launch_stage(stage, options.netns, &mut warnings) {
         Ok(started) => Ok(Running {
             pid: started.pid,
@@ -102,9 +127,6 @@ struct Started {
 fn check<'a>(launch: &'a Launch, stdio: &Stdio) -> Result<(&'a Process, Plan), LaunchError> {
     let spec = &launch.spec;
     let process = spec.process().as_ref().ok_or_else(|| LaunchError::spec("process", "it is missing"))?;
-    if spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
-        return Err(LaunchError::unsupported("hooks"));
-    }
     if matches!(stdio, Stdio::Terminal { .. }) != (process.terminal() == Some(true)) {
         let reason = "the streams that were given do not agree with it";
         return Err(LaunchError::spec("process.terminal", reason));
@@ -210,7 +232,7 @@ fn launch_stage(
     netns: Option<OwnedFd>,
     warnings: &mut Vec<String>,
 ) -> Result<Started, LaunchError> {
-    if let Some(netns) = netns.filter(|_| has_namespace(stage.spec, LinuxNamespaceType::Network)) {
+    if let Some(netns) = netns.filter(|_| has_namespace(&stage.launch.spec, LinuxNamespaceType::Network)) {
         stage.plan.cloned &= !flag(libc::CLONE_NEWNET);
         stage.plan.new_network = false;
         stage.plan.joined.push((libc::CLONE_NEWNET, netns));
@@ -233,13 +255,14 @@ fn launch_stage(
     leave_pid_namespace(own_pid_namespace)?;
     let cloned = cloned.map_err(|error| LaunchError::step("clone a process", error))?;
     drop(child);
+    let caller = Caller { launch: stage.launch, bundle: std::mem::take(&mut stage.bundle) };
     // Descriptors of the new process's streams: it has its own copies by now.
     drop(stage);
     let Some(parent) = ends else {
         return Err(LaunchError::step("clone a process", io::Error::other("no channel")));
     };
     let (pid, pidfd) = of_clone(cloned)?;
-    match follow(pid, &pidfd, parent, warnings) {
+    match caller.follow(pid, &pidfd, parent, warnings) {
         Ok((mount_namespace, start_ticks, terminal, gate)) => {
             Ok(Started { pid, pidfd, start_ticks, terminal, mount_namespace, gate })
         }
@@ -256,29 +279,68 @@ fn of_clone(cloned: Cloned) -> Result<(i32, OwnedFd), LaunchError> {
     Ok((cloned.pid, pidfd))
 }
 
+/// What the caller does while the new process sets itself up.
+struct Caller<'a> {
+    launch: &'a Launch,
+    bundle: PathBuf,
+}
+
 type Followed = (Option<OwnedFd>, u64, Option<OwnedFd>, Option<Parent>);
 
-fn follow(
-    pid: i32,
-    pidfd: &OwnedFd,
-    parent: Parent,
-    warnings: &mut Vec<String>,
-) -> Result<Followed, LaunchError> {
-    // A program that has ended by now has taken its mounts along, and there is nothing left to hold.
-    let namespace = process::mount_namespace_of(pidfd.as_fd(), pid).ok();
-    let ticks = start_ticks(pid);
-    let mut terminal = None;
-    let gate = loop {
-        match parent.receive()? {
-            Message::Warning(text) => warnings.push(text),
-            Message::Failed(error) => return Err(error),
-            Message::Terminal(master) => terminal = Some(master),
-            Message::Pid(_) => {}
-            Message::Ready => break Some(parent),
-            Message::End => break None,
+impl Caller<'_> {
+    fn follow(
+        &self,
+        pid: i32,
+        pidfd: &OwnedFd,
+        parent: Parent,
+        warnings: &mut Vec<String>,
+    ) -> Result<Followed, LaunchError> {
+        // A program that has ended by now has taken its mounts along, and there is nothing left to hold.
+        let namespace = process::mount_namespace_of(pidfd.as_fd(), pid).ok();
+        let mut terminal = None;
+        let mut is_executing = false;
+        loop {
+            match parent.receive()? {
+                Message::Warning(text) => warnings.push(text),
+                Message::Failed(error) => return Err(error),
+                Message::Terminal(master) => terminal = Some(master),
+                Message::Hooks => {
+                    self.run_hooks(pid)?;
+                    parent.release()?;
+                }
+                Message::Executing => is_executing = true,
+                Message::Pid(_) | Message::Detached => {}
+                Message::Ready => {
+                    let ticks = Stat::of(pid).map_or(0, |stat| stat.start_ticks);
+                    return Ok((namespace, ticks, terminal, Some(parent)));
+                }
+                Message::End => {
+                    let ticks = check_executed(pid, is_executing)?;
+                    return Ok((namespace, ticks, terminal, None));
+                }
+            }
         }
-    };
-    Ok((namespace, ticks, terminal, gate))
+    }
+
+    fn run_hooks(&self, pid: i32) -> Result<(), LaunchError> {
+        let Launch { spec, id, .. } = self.launch;
+        let state = ContainerState::of(spec, id, &self.bundle, Status::Creating, Some(pid));
+        for point in [HookPoint::Prestart, HookPoint::CreateRuntime] {
+            hooks::run_hooks(point, spec.hooks().as_ref(), &state)?;
+        }
+        Ok(())
+    }
+}
+
+/// After an end of file: that means that the program was executed, or that the process died before. Its start
+/// time; 0 if it has gone already.
+pub(crate) fn check_executed(pid: i32, is_executing: bool) -> Result<u64, LaunchError> {
+    match Stat::of(pid) {
+        Some(stat) if !is_executing && stat.flags & PF_FORKNOEXEC != 0 => {
+            Err(LaunchError::Vanished { status: "it was killed".to_owned() })
+        }
+        found => Ok(found.map_or(0, |stat| stat.start_ticks)),
+    }
 }
 
 /// Kills and reaps a process that has failed.
@@ -305,23 +367,34 @@ fn leave_pid_namespace(own: Option<OwnedFd>) -> Result<(), LaunchError> {
     }
 }
 
-/// Field 22 of `/proc/<pid>/stat`; 0 if the process has gone.
-pub(crate) fn start_ticks(pid: i32) -> u64 {
-    let read = || -> rustix::io::Result<Vec<u8>> {
-        let path = format!("/proc/{pid}/stat");
-        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut bytes = vec![0; STAT_BYTES_MAX];
-        let n = rustix::io::read(&file, &mut bytes)?;
-        bytes.truncate(n);
-        Ok(bytes)
-    };
-    read().ok().and_then(|bytes| ticks_in(&String::from_utf8_lossy(&bytes))).unwrap_or(0)
+/// In the flags of a process that was cloned and has executed nothing since (Linux `include/linux/sched.h`).
+const PF_FORKNOEXEC: u64 = 0x40;
+
+/// What `/proc/<pid>/stat` says.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    /// Field 9.
+    flags: u64,
+    /// Field 22.
+    start_ticks: u64,
 }
 
-/// The name in field 2 may hold anything, also parentheses and blanks: fields are counted from its end.
-fn ticks_in(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+impl Stat {
+    /// `None` if the process has gone.
+    fn of(pid: i32) -> Option<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut bytes = [0; STAT_BYTES_MAX];
+        let n = rustix::io::read(&file, &mut bytes).ok()?;
+        Self::parse(&String::from_utf8_lossy(bytes.get(..n)?))
+    }
+
+    /// The name in field 2 may hold anything, also parentheses and blanks: fields are counted from its end.
+    fn parse(stat: &str) -> Option<Self> {
+        let (_, rest) = stat.rsplit_once(')')?;
+        let mut fields = rest.split_whitespace();
+        Some(Self { flags: fields.nth(6)?.parse().ok()?, start_ticks: fields.nth(12)?.parse().ok()? })
+    }
 }
 
 #[cfg(test)]
@@ -329,10 +402,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_time_is_found_behind_any_name() {
+    fn flags_and_start_time_are_found_behind_any_name() {
         let rest = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(ticks_in(&format!("7 (a) b) 9) {rest}")), Some(22));
-        assert_eq!(ticks_in("7"), None);
+        let found = Stat::parse(&format!("7 (a) b) 9) {rest}"));
+        assert_eq!(found, Some(Stat { flags: 9, start_ticks: 22 }));
+        assert_eq!(Stat::parse("7"), None);
     }
 
     #[test]

@@ -230,6 +230,16 @@ pub fn reset_signals() {
     set_mask(libc::SIG_UNBLOCK);
 }
 
+/// Runs `call` with `SIGPIPE` ignored, so that writing to a closed pipe is an error and ends nobody.
+pub fn without_broken_pipe_signal<T>(call: impl FnOnce() -> T) -> T {
+    // SAFETY: ignoring a signal runs no code of ours.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let value = call();
+    // SAFETY: gives back the very action that was there.
+    unsafe { libc::signal(libc::SIGPIPE, before) };
+    value
+}
+
 /// Blocks every signal.
 pub fn block_signals() {
     set_mask(libc::SIG_BLOCK);

@@ -30,7 +30,7 @@ const PATH_BYTES_MAX: usize = 107;
 /// Who is at the other end, as the kernel saw it when the connection was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Process id in our pid namespace.
+    /// Process id in our pid namespace; 0 if it is none of ours.
     pub pid: i32,
     /// Effective user id.
     pub uid: u32,
@@ -108,9 +108,25 @@ fn with_address<T>(path: &Path, call: impl FnOnce(&SocketAddrUnix) -> Result<T, 
 /// # Errors
 /// Not a connected unix socket.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<Peer> {
-    let credentials = rustix::net::sockopt::socket_peercred(socket)?;
-    Ok(Peer { pid: credentials.pid.as_raw_nonzero().get(), uid: credentials.uid.as_raw() })
+    // Not by rustix: it takes for granted that the pid is not 0, which a process of another pid namespace has.
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = UCRED_LEN;
+    // SAFETY: the descriptor is open, as a `BorrowedFd` is; the structure and its length are live and writable,
+    // and the length is that of the structure.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(Peer { pid: found.pid, uid: found.uid }) } else { Err(io::Error::last_os_error()) }
 }
+
+/// `sizeof(struct ucred)`: three numbers of 32 bits.
+const UCRED_LEN: libc::socklen_t = 12;
 
 /// Whether an operation may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

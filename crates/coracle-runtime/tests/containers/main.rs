@@ -11,6 +11,8 @@
 )]
 
 mod cgroups;
+mod gate;
+mod hooks;
 mod hostile;
 mod mounts;
 mod namespaces;
@@ -29,7 +31,16 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 pub(crate) type Case = (&'static str, fn(&Rig));
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    [process::CASES, mounts::CASES, hostile::CASES, cgroups::CASES, namespaces::CASES].into_iter().flatten()
+    let areas = [
+        process::CASES,
+        mounts::CASES,
+        hostile::CASES,
+        cgroups::CASES,
+        namespaces::CASES,
+        gate::CASES,
+        hooks::CASES,
+    ];
+    areas.into_iter().flatten()
 }
 
 fn main() -> ExitCode {

@@ -10,14 +10,11 @@ use coracle_base::explain::chain;
 use coracle_runtime::{
     ExecLaunch, ExecOptions, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec, start,
 };
-use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 
 use crate::Case;
-use crate::rig::{
-    Rig, args, begin, exec_in, failure, finish, is_ready, output, pipes, process, run, text_of,
-};
+use crate::rig::{Rig, args, begin, exec_in, failure, finish, output, pipes, process, run, text_of};
 
 pub(crate) const CASES: &[Case] = &[
     ("exit_codes_come_back", exit_codes_come_back),
@@ -33,7 +30,6 @@ pub(crate) const CASES: &[Case] = &[
     ("preserved_descriptors_arrive", preserved_descriptors_arrive),
     ("what_cannot_be_executed_is_told_in_dockers_words", what_cannot_be_executed_is_told_in_dockers_words),
     ("limits_of_processes_are_set_or_warned_about", limits_of_processes_are_set_or_warned_about),
-    ("a_gate_holds_the_program", a_gate_holds_the_program),
     ("an_init_forwards_and_reaps", an_init_forwards_and_reaps),
     ("a_terminal_is_the_containers", a_terminal_is_the_containers),
     ("exec_is_confined_as_the_container_is", exec_is_confined_as_the_container_is),
@@ -183,16 +179,6 @@ fn limits_of_processes_are_set_or_warned_about(rig: &Rig) {
     process(&mut launch).set_oom_score_adj(Some(500));
     process(&mut launch).set_args(Some(args(&["cat", "/proc/self/oom_score_adj"])));
     assert_eq!(output(&launch), "500\n");
-}
-
-fn a_gate_holds_the_program(rig: &Rig) {
-    let (stdio, piped) = pipes();
-    let options = StartOptions { gate: true, ..StartOptions::default() };
-    let mut running = start(&rig.launch(&["echo", "ran"]), stdio, options).unwrap();
-    assert!(!is_ready(&piped.stdout, PollFlags::IN, 50));
-    running.release().unwrap();
-    assert_eq!(text_of(piped.stdout), "ran\n");
-    assert_eq!(finish(&running), 0);
 }
 
 fn an_init_forwards_and_reaps(rig: &Rig) {

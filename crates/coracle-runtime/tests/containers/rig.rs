@@ -75,6 +75,11 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        // A case that failed half-way may have left something running.
+        let cgroup = coracle_runtime::Cgroup::at(&Path::new("/coracle-test").join(&self.id)).unwrap();
+        if let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove()) {
+            eprintln!("cannot remove the cgroup: {}", chain(&error));
+        }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("cannot remove {}: {error}", self.dir.display());
         }

@@ -1,0 +1,176 @@
+//! The gate: a container that is set up waits here until its program may be executed.
+//!
+//! With [`Gate::Socket`] it waits longer than its creator lives: `create` is one command, `start` another.
+//!
+//! ```text
+//! creator                     container                            opener ([`open_gate`])
+//!     ◄────────── ready ──────────┤ everything is set up
+//! writes its state                │ still dies with the creator
+//!     ├─────────── go ────────────►
+//!     ◄───────── detached ────────┤ depends on nobody from here on
+//!                                 │ waits for a connection ◄───────────── connects, go
+//!                                 │ startContainer hooks, ── warnings ──►
+//!                                 │ executing ──────────────────────────►
+//!                                 │ execve: end of file, or the error ──►
+//! ```
+//!
+//! Invariant: an opener that ends before it has said go leaves a container that waits for the next; whoever hears
+//! an end of file without `executing` before it knows that the container died. Who may open: the creator's user,
+//! and root. Source: OCI runtime-spec 1.3 `runtime.md#lifecycle` (create, start).
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::{process, socket};
+use oci_spec::runtime::Spec;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::channel::{Child, Message, Parent};
+use crate::hooks::{ContainerState, HookPoint, Status, run_hooks_with};
+use crate::{Gate, LaunchError};
+
+/// What is left between a process that is set up and its program.
+#[derive(Default)]
+pub(crate) struct Departure<'a> {
+    pub(crate) gate: Gate,
+    /// It outlives its starter.
+    pub(crate) detached: bool,
+    /// It is in a user namespace of its own: user 0 in there is not the host's.
+    pub(crate) is_mapped: bool,
+    /// Hooks that run last, in the container.
+    pub(crate) hooks: Option<StartHooks<'a>>,
+}
+
+/// The startContainer hooks.
+pub(crate) struct StartHooks<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) id: &'a str,
+    pub(crate) bundle: PathBuf,
+}
+
+impl StartHooks<'_> {
+    fn run(&self, env: &[CString]) -> Result<(), LaunchError> {
+        let own = i32::try_from(std::process::id()).ok();
+        let state = ContainerState::of(self.spec, self.id, &self.bundle, Status::Created, own);
+        // In here the program's environment can take over nothing that it does not have anyway.
+        run_hooks_with(HookPoint::StartContainer, self.spec.hooks().as_ref(), &state, env)
+    }
+}
+
+impl Departure<'_> {
+    /// Waits at the gate, runs the last hooks, and goes on with `execute`, which tells its warnings to the
+    /// channel that it is given. Returns only an error, and only while the starter listens; later ones go to
+    /// whoever opened the gate.
+    pub(crate) fn pass(
+        &self,
+        channel: &Child,
+        env: &[CString],
+        execute: impl FnOnce(&Child) -> Result<Infallible, LaunchError>,
+    ) -> Result<Infallible, LaunchError> {
+        match &self.gate {
+            Gate::None => {}
+            Gate::Channel => channel.wait_at_gate(),
+            Gate::Socket(listener) => {
+                channel.wait_at_gate();
+                self.let_go()?;
+                let creator = channel.peer_uid();
+                channel.detached();
+                let opener = self.wait_for_opener(listener, creator);
+                let failed = self.run_hooks(env).and_then(|()| {
+                    opener.executing();
+                    execute(&opener)
+                });
+                let Err(error) = failed;
+                opener.fail(&error);
+                process::exit_now(CHILD_FAILED);
+            }
+        }
+        self.run_hooks(env)?;
+        if self.detached {
+            self.let_go()?;
+            // It must still be there to hear how the execution went.
+            if channel.is_orphan() {
+                process::exit_now(CHILD_FAILED);
+            }
+        }
+        execute(channel)
+    }
+
+    /// From here on the death of whoever started it is nothing to this process.
+    fn let_go(&self) -> Result<(), LaunchError> {
+        rustix::process::set_parent_process_death_signal(None)
+            .map_err(|error| LaunchError::step("detach the process", error))
+    }
+
+    /// Accepts until somebody who may says go. Ends the process if the socket cannot be used: nobody is left to
+    /// tell.
+    fn wait_for_opener(&self, listener: &OwnedFd, creator: Option<u32>) -> Child {
+        loop {
+            let mut fds = [PollFd::new(listener, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => process::exit_now(CHILD_FAILED),
+            }
+            let Ok(accepted) = socket::accept(listener.as_fd()) else { process::exit_now(CHILD_FAILED) };
+            // Accepted connections do not block, which is not wanted here.
+            let usable = accepted.filter(|connection| {
+                self.may_open(connection.as_fd(), creator)
+                    && rustix::io::ioctl_fionbio(connection, false).is_ok()
+            });
+            if let Some(opener) = usable.map(Child::from).filter(Child::hears_go) {
+                return opener;
+            }
+        }
+    }
+
+    /// The creator's user as this process sees it, which in a user namespace need not have a number of its own,
+    /// and the host's root. What keeps others away first of all is the mode of the socket and its directory.
+    fn may_open(&self, connection: BorrowedFd<'_>, creator: Option<u32>) -> bool {
+        socket::peer(connection)
+            .is_ok_and(|peer| Some(peer.uid) == creator || (peer.uid == 0 && !self.is_mapped))
+    }
+
+    fn run_hooks(&self, env: &[CString]) -> Result<(), LaunchError> {
+        self.hooks.as_ref().map_or(Ok(()), |hooks| hooks.run(env))
+    }
+}
+
+/// Exit code of a container whose program could not be executed.
+const CHILD_FAILED: i32 = 125;
+
+/// Opens the gate of a container that waits at `socket`: returns once its program was executed, with what could
+/// not be done and does not matter enough to fail. Blocks while its startContainer hooks run.
+///
+/// # Errors
+/// Nobody waits there, or what kept the program from being executed; the container has ended then.
+pub fn open_gate(socket: &Path) -> Result<Vec<String>, LaunchError> {
+    let cannot = |error: io::Error| LaunchError::step("open the container's gate", error);
+    let connection = match socket::connect(socket) {
+        Ok(connection) => Parent::from(connection),
+        // Its listener is closed by execve and by its death.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Err(LaunchError::NotRunning { state: "not waiting to be started" });
+        }
+        Err(error) => return Err(cannot(error)),
+    };
+    connection.release()?;
+    let mut warnings = Vec::new();
+    let mut is_executing = false;
+    loop {
+        match connection.receive()? {
+            Message::Warning(text) => warnings.push(text),
+            Message::Failed(error) => return Err(error),
+            Message::Executing => is_executing = true,
+            Message::End if is_executing => return Ok(warnings),
+            Message::End => {
+                let status = "it ended while it was being started".to_owned();
+                return Err(LaunchError::Vanished { status });
+            }
+            Message::Terminal(_) | Message::Pid(_) | Message::Hooks | Message::Ready | Message::Detached => {}
+        }
+    }
+}
