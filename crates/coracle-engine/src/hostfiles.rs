@@ -23,7 +23,8 @@ pub(crate) fn write(
         return Ok(TARGETS.iter().map(|(name, target)| (dir.join(name), *target)).collect());
     }
     let dir = engine.dirs().container(&spec.id);
-    let texts = [hosts(engine, spec, network)?, format!("{}\n", bundle::hostname(spec)), resolv_conf(spec)?];
+    let texts =
+        [hosts(engine, spec, network)?, format!("{}\n", bundle::hostname(spec)), resolv_conf(engine, spec)?];
     let mut bound = Vec::with_capacity(TARGETS.len());
     for ((name, target), text) in TARGETS.iter().zip(texts) {
         let path = dir.join(name);
@@ -53,8 +54,11 @@ fn hosts(engine: &Engine, spec: &ContainerSpec, network: &NetworkState) -> Resul
         return Ok(String::from_utf8_lossy(&files::read(Path::new("/etc/hosts"))?).into_owned());
     }
     let wants_gateway = extra_hosts.iter().any(|e| e.ends_with("host-gateway"));
-    let host_gateway =
-        if wants_gateway { Some(coracle_net::default_network(engine.dirs())?.gateway) } else { None };
+    let host_gateway = match (wants_gateway, engine.is_rootless()) {
+        (false, _) => None,
+        (true, true) => coracle_net::pasta::host_address_of_users(),
+        (true, false) => Some(coracle_net::default_network(engine.dirs())?.gateway),
+    };
     let addresses: Vec<Ipv4Addr> = network.endpoints.iter().map(|e| e.address).collect();
     Ok(coracle_net::render_hosts(&HostsFile {
         addresses: &addresses,
@@ -66,14 +70,19 @@ fn hosts(engine: &Engine, spec: &ContainerSpec, network: &NetworkState) -> Resul
     })?)
 }
 
-fn resolv_conf(spec: &ContainerSpec) -> Result<String, EngineError> {
+fn resolv_conf(engine: &Engine, spec: &ContainerSpec) -> Result<String, EngineError> {
     let host = coracle_net::host_resolv_conf()?;
     if spec.network.mode == NetworkMode::Host && spec.network.dns.is_empty() {
         return Ok(host);
     }
+    let is_forwarded = engine.is_rootless()
+        && spec.network.mode == NetworkMode::Bridge
+        && coracle_net::pasta::needs_name_server(&host);
+    let forwarder = [coracle_net::pasta::NAME_SERVER.to_string()];
+    let dns = if is_forwarded && spec.network.dns.is_empty() { &forwarder } else { &spec.network.dns[..] };
     Ok(coracle_net::render_resolv_conf(&ResolvConf {
         host: &host,
-        dns: &spec.network.dns,
+        dns,
         dns_search: &spec.network.dns_search,
         dns_options: &spec.network.dns_options,
         ipv6: false,

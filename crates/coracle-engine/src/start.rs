@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_base::timeline;
-use coracle_monitor::{Attach, MonitorError, Plan, PlanFds, Session, Settings};
-use coracle_net::{AttachRequest, Namespace};
+use coracle_monitor::{Attach, MonitorError, NetworkHelper, Plan, PlanFds, Session, Settings};
+use coracle_net::{AttachRequest, Namespace, PastaRequest};
 use coracle_oci::DiffId;
 use coracle_runtime::{Launch, Root, SeccompSource, UserSpec};
 use coracle_state::container::{
@@ -44,6 +44,7 @@ struct Connected {
     state: NetworkState,
     netns: Option<OwnedFd>,
     ports: Vec<OwnedFd>,
+    helper: Option<NetworkHelper>,
 }
 
 impl Engine {
@@ -166,6 +167,7 @@ impl Engine {
             stop_signal: parse_signal(&lifecycle.stop_signal)?,
             stop_timeout_s: lifecycle.stop_timeout_s.unwrap_or(10),
             network: connected.state.clone(),
+            helper: connected.helper.clone(),
             timings: timeline::is_on(),
         })
     }
@@ -284,6 +286,9 @@ impl Engine {
         if spec.network.mode != NetworkMode::Bridge {
             return Ok(Connected::default());
         }
+        if self.is_rootless() {
+            return self.connect_user(spec);
+        }
         let namespace = Namespace::create()?;
         timeline::mark("network namespace");
         let mut connected = Connected::default();
@@ -327,6 +332,23 @@ impl Engine {
         Ok(())
     }
 
+    /// The network of a container whose user may not touch the host's: his monitor starts what carries it.
+    fn connect_user(&self, spec: &ContainerSpec) -> Result<Connected, EngineError> {
+        let Some(attachment) = spec.network.attachments.first() else { return Ok(Connected::default()) };
+        let request = PastaRequest {
+            network: &attachment.network,
+            ipv4: attachment.ipv4,
+            mac: attachment.mac.as_deref(),
+            publish: &spec.network.publish,
+        };
+        let plan = coracle_net::plan_pasta(&request).map_err(|e| self.name_holder(e))?;
+        let namespace = Namespace::create_aside()?;
+        timeline::mark("network namespace");
+        let state = NetworkState { endpoints: vec![plan.endpoint], published: plan.published };
+        let helper = Some(NetworkHelper { program: plan.program, args: plan.args });
+        Ok(Connected { state, netns: Some(namespace.into_fd()), ports: plan.ports, helper })
+    }
+
     fn network_definition(&self, name: &str) -> Result<coracle_net::NetworkDef, EngineError> {
         if name == "bridge" {
             return Ok(coracle_net::default_network(self.dirs())?);
@@ -340,7 +362,8 @@ impl Engine {
     }
 
     fn release_network(&self, id: &ContainerId, network: &NetworkState) -> Result<(), EngineError> {
-        if network.endpoints.is_empty() {
+        // What carries a user's network ends with the monitor.
+        if network.endpoints.is_empty() || self.is_rootless() {
             return Ok(());
         }
         several(&coracle_net::detach(self.dirs(), network, id))

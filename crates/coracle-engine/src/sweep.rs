@@ -97,7 +97,9 @@ impl Engine {
         }
         let is_live =
             |id: &ContainerId| !dead.contains(id) || lock::is_held(&self.monitor_lock(id)).unwrap_or(true);
-        let errors = coracle_net::cleanup(self.dirs(), &is_live);
+        // What carries a user's network ended with its monitor, or was never started.
+        let errors =
+            if self.is_rootless() { Vec::new() } else { coracle_net::cleanup(self.dirs(), &is_live) };
         if !errors.is_empty() {
             return Err(EngineError::Several(
                 errors.iter().map(|e| coracle_base::explain::chain(e)).collect(),

@@ -30,7 +30,7 @@ mod role;
 
 pub use client::{Event, ExecSession, Session, connect, spawn};
 pub use error::{MonitorError, NotStarted};
-pub use plan::{Plan, PlanFds, Settings};
+pub use plan::{NetworkHelper, Plan, PlanFds, Settings};
 pub use protocol::{Attach, ExecRequest, Exited, Started, Stream};
 pub use pump::{Pump, PumpEnd};
 pub use role::main;

@@ -51,8 +51,21 @@ pub struct Settings {
     pub stop_timeout_s: i64,
     /// What the network set-up gave, for `state.json`.
     pub network: NetworkState,
+    /// The program that connects the container, where the kernel may not.
+    #[serde(default)]
+    pub helper: Option<NetworkHelper>,
     /// Times of the steps are measured and sent.
     pub timings: bool,
+}
+
+/// A program that copies packets between the container's network namespace and the host. The monitor appends the
+/// options that name the namespace and where to say that it is ready, and ends it with the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkHelper {
+    /// Its path.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
 }
 
 /// Descriptors that the monitor inherits.
@@ -62,7 +75,7 @@ pub struct PlanFds {
     pub monitor_lock: OwnedFd,
     /// The container's network namespace, if the engine made or found one.
     pub netns: Option<OwnedFd>,
-    /// Sockets that keep the published ports reserved while the container runs.
+    /// Sockets that keep the published ports reserved while the container runs, or until its helper has them.
     pub ports: Vec<OwnedFd>,
 }
 

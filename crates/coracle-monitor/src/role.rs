@@ -11,6 +11,7 @@
 
 mod clients;
 mod container;
+mod network;
 mod requests;
 mod streams;
 
@@ -33,6 +34,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 use self::clients::Clients;
 use self::container::{Container, Exec};
+use self::network::Connection;
 use crate::logfile::LogFile;
 use crate::machine::{Effect, Event, Machine};
 use crate::protocol::{self, Answer, CHUNK_BYTES_MAX, Exited, HEAD_BYTES, Started};
@@ -64,6 +66,7 @@ enum Token {
     Stderr,
     Terminal,
     Oom,
+    Network,
     Client(usize),
     Exec(usize),
 }
@@ -78,6 +81,7 @@ impl Token {
             Self::Stderr => (4, 0),
             Self::Terminal => (5, 0),
             Self::Oom => (6, 0),
+            Self::Network => (9, 0),
             Self::Client(at) => (7, at),
             Self::Exec(at) => (8, at),
         };
@@ -96,6 +100,7 @@ impl Token {
             6 => Self::Oom,
             7 => Self::Client(at),
             8 => Self::Exec(at),
+            9 => Self::Network,
             _ => return None,
         })
     }
@@ -170,6 +175,8 @@ struct Monitor {
     log: LogFile,
     clients: Clients,
     container: Option<Container>,
+    /// The program that connects the container, if it needs one.
+    connection: Option<Connection>,
     execs: Vec<Option<Exec>>,
     /// How the container ended last.
     exit: Exit,
@@ -221,6 +228,7 @@ impl Monitor {
             log,
             clients,
             container: None,
+            connection: None,
             execs: Vec::new(),
             exit: Exit::default(),
             told: false,
@@ -281,6 +289,7 @@ impl Monitor {
             Token::Process => self.process_ended(),
             Token::Stdout | Token::Stderr | Token::Terminal => self.read_output(token),
             Token::Oom => self.note_oom(),
+            Token::Network => self.connection_ended(),
             Token::Exec(at) => self.exec_ended(at),
             Token::Client(at) => {
                 if flags.contains(EventFlags::OUT) {
@@ -380,6 +389,7 @@ impl Monitor {
         }
         if !restarting {
             // Who hears of the end may want the same ports at once.
+            self.disconnect();
             self.ports.clear();
             self.netns = None;
         }

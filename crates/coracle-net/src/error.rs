@@ -96,6 +96,9 @@ pub enum NetError {
         /// Id of the container that publishes it.
         holder: String,
     },
+    /// The program that connects containers of a user is not there.
+    #[error("cannot connect the container to a network: pasta is not installed")]
+    NoPasta,
     /// Another program uses this port, or the host does not let us bind it.
     #[error("failed to bind host port {address}:{port}/{}: {}", protocol.as_str(), why_not_bound(cause))]
     PortInUse {
@@ -139,7 +142,7 @@ impl Explain for NetError {
             Self::Kernel { source, .. } | Self::File { source, .. } => kind_of(source),
             Self::PortInUse { cause, .. } => kind_of(cause),
             Self::Records { source, .. } => source.kind(),
-            Self::NoSubnet { .. } | Self::NoAddress { .. } => Kind::Unavailable,
+            Self::NoSubnet { .. } | Self::NoAddress { .. } | Self::NoPasta => Kind::Unavailable,
             Self::AddressTaken { .. } | Self::ForeignInterface { .. } | Self::PortAllocated { .. } => {
                 Kind::Conflict
             }
@@ -166,6 +169,9 @@ impl Explain for NetError {
                 "container {} publishes it; stop it with `coracle stop {0}`, or choose another port",
                 short(holder)
             )),
+            Self::NoPasta => Some(
+                "install the package passt, or use `--network host` or `--network none`".to_owned(),
+            ),
             Self::PortInUse { port, owner, cause, .. } => port_hint(*port, owner.as_ref(), cause),
             _ => None,
         }
@@ -188,7 +194,11 @@ fn port_hint(port: u16, owner: Option<&PortOwner>, cause: &io::Error) -> Option<
             "{} (pid {}) listens on port {port}; stop it, or choose another port",
             owner.program, owner.pid
         )),
-        (None, io::ErrorKind::PermissionDenied) => Some("ports below 1024 need root".to_owned()),
+        (None, io::ErrorKind::PermissionDenied) => Some(
+            "ports below 1024 need root; choose another one, or allow all users lower ones: \
+             `sudo sysctl net.ipv4.ip_unprivileged_port_start=80`"
+                .to_owned(),
+        ),
         (None, io::ErrorKind::AddrNotAvailable) => {
             Some("the address is not one of this host's; `ip address` lists them".to_owned())
         }

@@ -13,6 +13,8 @@
 //! socket ([`publish()`]), and changes of the rules are transactions of the kernel. The only lock is held while a
 //! network's bridge is built, once per boot.
 //!
+//! A user who is not root may do none of that: for his containers [`pasta`] plans a program that copies packets.
+//!
 //! IPv4 only: a published port is not bound on `[::]`, so that a client that tries `::1` first is refused at once
 //! and goes on to `127.0.0.1`, instead of waiting on a socket that nobody answers.
 
@@ -22,6 +24,7 @@ pub mod error;
 pub mod files;
 pub mod namespace;
 pub mod owner;
+pub mod pasta;
 pub mod publish;
 pub mod subnet;
 
@@ -39,6 +42,7 @@ pub use error::NetError;
 pub use files::{HostsFile, ResolvConf, host_resolv_conf, render_hosts, render_resolv_conf};
 pub use namespace::Namespace;
 pub use owner::{PortOwner, port_owner};
+pub use pasta::{PastaPlan, PastaRequest, plan_pasta};
 pub use publish::{Publication, firewall_warnings, publish};
 pub use subnet::Subnet;
 

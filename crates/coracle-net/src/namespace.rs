@@ -31,14 +31,18 @@ impl Namespace {
     /// # Errors
     /// No rights, or too many namespaces.
     pub fn create() -> Result<Self, NetError> {
-        let made = netns::create(|| {
-            let socket = Socket::open(Family::Route)?;
-            let mut batch = Batch::new();
-            link::up(&mut batch, "lo");
-            wire::demand(&socket, batch, |_| ())?;
-            turn_ipv6_off()?;
-            Ok(socket)
-        });
+        Self::of(netns::create(prepare))
+    }
+
+    /// The same for root of a user namespace, who could not bring the calling thread back: another one goes.
+    ///
+    /// # Errors
+    /// As [`Namespace::create`].
+    pub fn create_aside() -> Result<Self, NetError> {
+        Self::of(netns::create_aside(prepare))
+    }
+
+    fn of(made: io::Result<(OwnedFd, Socket)>) -> Result<Self, NetError> {
         let (fd, socket) = made.map_err(|e| NetError::kernel("create", "a network namespace", e))?;
         Ok(Self { fd, socket })
     }
@@ -68,6 +72,16 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Run inside a new namespace.
+fn prepare() -> io::Result<Socket> {
+    let socket = Socket::open(Family::Route)?;
+    let mut batch = Batch::new();
+    link::up(&mut batch, "lo");
+    wire::demand(&socket, batch, |_| ())?;
+    turn_ipv6_off()?;
+    Ok(socket)
 }
 
 fn turn_ipv6_off() -> io::Result<()> {

@@ -52,7 +52,7 @@ pub fn publish(dirs: &Dirs, endpoint: &Endpoint, specs: &[PublishSpec]) -> Resul
     let mut ports = Vec::with_capacity(specs.len());
     for spec in specs {
         let address = host_address(spec)?;
-        let (socket, host_port) = reserve(spec, address).map_err(|(port, cause)| {
+        let (socket, host_port) = reserve(spec, address, Arrivals::Drop).map_err(|(port, cause)| {
             let ours =
                 publication.published.iter().any(|p| p.host_port == port && p.protocol == spec.protocol);
             let mine = ours.then(|| id.as_ref().map(ToString::to_string)).flatten();
@@ -82,7 +82,7 @@ pub fn publish(dirs: &Dirs, endpoint: &Endpoint, specs: &[PublishSpec]) -> Resul
     Ok(publication)
 }
 
-fn host_address(spec: &PublishSpec) -> Result<Ipv4Addr, NetError> {
+pub(crate) fn host_address(spec: &PublishSpec) -> Result<Ipv4Addr, NetError> {
     match spec.host_ip {
         None => Ok(Ipv4Addr::UNSPECIFIED),
         Some(IpAddr::V4(address)) => Ok(address),
@@ -96,14 +96,27 @@ fn host_address(spec: &PublishSpec) -> Result<Ipv4Addr, NetError> {
     }
 }
 
+/// How a reservation treats what arrives before somebody else takes the port over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrivals {
+    /// Drops it.
+    Drop,
+    /// Leaves it to the kernel: kernels may keep users from attaching filters.
+    Keep,
+}
+
 /// Reserves the first free port of the range. The error comes with the port that it is about.
-fn reserve(spec: &PublishSpec, address: Ipv4Addr) -> Result<(OwnedFd, u16), (u16, io::Error)> {
+pub(crate) fn reserve(
+    spec: &PublishSpec,
+    address: Ipv4Addr,
+    arrivals: Arrivals,
+) -> Result<(OwnedFd, u16), (u16, io::Error)> {
     let last = spec.host_port_last.max(spec.host_port);
     let tries = if spec.host_port == 0 { PROPOSALS_MAX } else { u32::from(last - spec.host_port) + 1 };
     let mut port = spec.host_port;
     let mut refusal = None;
     for _ in 0..tries {
-        match bind(spec.protocol, SocketAddrV4::new(address, port)) {
+        match bind(spec.protocol, SocketAddrV4::new(address, port), arrivals) {
             Ok(reserved) => return Ok(reserved),
             Err(Errno::ADDRINUSE) => refusal = Some((port, io::Error::from(Errno::ADDRINUSE))),
             Err(e) => return Err((port, e.into())),
@@ -115,14 +128,16 @@ fn reserve(spec: &PublishSpec, address: Ipv4Addr) -> Result<(OwnedFd, u16), (u16
     Err(refusal.unwrap_or_else(|| (port, Errno::INVAL.into())))
 }
 
-fn bind(protocol: Protocol, at: SocketAddrV4) -> Result<(OwnedFd, u16), Errno> {
+fn bind(protocol: Protocol, at: SocketAddrV4, arrivals: Arrivals) -> Result<(OwnedFd, u16), Errno> {
     let (kind, number) = match protocol {
         Protocol::Tcp => (SocketType::STREAM, rustix::net::ipproto::TCP),
         Protocol::Udp => (SocketType::DGRAM, rustix::net::ipproto::UDP),
         Protocol::Sctp => (SocketType::STREAM, rustix::net::ipproto::SCTP),
     };
     let socket = rustix::net::socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(number))?;
-    netns::drop_all_packets(socket.as_fd()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    if arrivals == Arrivals::Drop {
+        netns::drop_all_packets(socket.as_fd()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    }
     let listens = protocol != Protocol::Udp;
     if listens && at.port() != 0 {
         sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -231,24 +246,24 @@ mod tests {
     #[test]
     fn a_reservation_excludes_every_other_program() {
         let any = spec(None, 0, 0);
-        let (socket, port) = reserve(&any, Ipv4Addr::LOCALHOST).unwrap();
+        let (socket, port) = reserve(&any, Ipv4Addr::LOCALHOST, Arrivals::Drop).unwrap();
         assert_ne!(port, 0);
         let again = spec(None, port, port);
         for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-            let (at, refused) = reserve(&again, address).unwrap_err();
+            let (at, refused) = reserve(&again, address, Arrivals::Drop).unwrap_err();
             assert_eq!((at, refused.kind()), (port, io::ErrorKind::AddrInUse), "{address}");
         }
         assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_err());
         drop(socket);
         // A program that another test starts at this moment has a copy until it runs.
-        assert!((0..100_000).any(|_| reserve(&again, Ipv4Addr::LOCALHOST).is_ok()));
+        assert!((0..100_000).any(|_| reserve(&again, Ipv4Addr::LOCALHOST, Arrivals::Drop).is_ok()));
     }
 
     #[test]
     fn the_first_free_port_of_a_range_is_taken() {
-        let (first, port) = reserve(&spec(None, 0, 0), Ipv4Addr::LOCALHOST).unwrap();
+        let (first, port) = reserve(&spec(None, 0, 0), Ipv4Addr::LOCALHOST, Arrivals::Drop).unwrap();
         let Some(next) = port.checked_add(20) else { return };
-        let (_second, got) = reserve(&spec(None, port, next), Ipv4Addr::LOCALHOST).unwrap();
+        let (_second, got) = reserve(&spec(None, port, next), Ipv4Addr::LOCALHOST, Arrivals::Drop).unwrap();
         assert!(got > port && got <= next, "{got}");
         drop(first);
     }

@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+/// Stack of a thread that makes a few system calls.
+const ASIDE_STACK_BYTES: usize = 256 << 10;
+
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
 /// Opens the calling thread's network namespace.
@@ -34,6 +37,25 @@ pub fn create<T>(inside: impl FnOnce() -> io::Result<T>) -> io::Result<(OwnedFd,
     let value = inside()?;
     drop(back);
     Ok((made, value))
+}
+
+/// As [`create`] for a process that could not go back: root of a user namespace that does not own the network
+/// namespace it is in. A thread of its own makes the new one, and ends.
+///
+/// # Errors
+/// As [`create`]; or no thread can be made.
+pub fn create_aside<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<(OwnedFd, T)> {
+    std::thread::scope(|scope| {
+        let make = || {
+            // SAFETY: as in `create`; this thread ends without touching the network again.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+            Ok((current()?, inside()?))
+        };
+        let thread = std::thread::Builder::new().stack_size(ASIDE_STACK_BYTES).spawn_scoped(scope, make)?;
+        thread
+            .join()
+            .unwrap_or_else(|_panic| Err(io::Error::other("the thread that makes a namespace panicked")))
+    })
 }
 
 /// Runs `inside` with the calling thread in the network namespace `ns`.

@@ -55,7 +55,7 @@ impl Monitor {
     /// Starts the container and tells how it went. The plan's tree is gone afterwards.
     pub(super) fn start(&mut self, plan: Plan) {
         self.raise_oom_score();
-        let launched = self.launch(&plan.launch);
+        let launched = self.connect().and_then(|()| self.launch(&plan.launch));
         drop(plan);
         self.lower_oom_score();
         match launched {

@@ -125,6 +125,7 @@ impl Sandbox {
             stop_signal: 15,
             stop_timeout_s: 10,
             network: NetworkState::default(),
+            helper: None,
             timings: true,
         };
         Self { dirs, id, plan: Plan { launch, settings }, _root: root }
