@@ -87,7 +87,8 @@ fn open_one(
         };
     }
     if let Some((name, _)) = options.data.first() {
-        let reason = format!("{name} is an option of a file system, and a bind mount makes none");
+        let reason =
+            format!("bind mounts cannot have any filesystem-specific options applied, and {name} is one");
         return Err(LaunchError::spec(format!("{field}.options"), reason));
     }
     if options.remount {
@@ -322,10 +323,7 @@ mod tests {
         let map = r#"[{"containerID":0,"hostID":1000,"size":1}]"#;
         for (rest, expected) in [
             (r#""source":"a","options":["bind"]"#.to_owned(), "mounts[0].source: \"a\" is relative"),
-            (
-                r#""source":"/","options":["bind","size=1"]"#.to_owned(),
-                "mounts[0].options: size is an option",
-            ),
+            (r#""source":"/","options":["bind","size=1"]"#.to_owned(), "size is one"),
             (
                 format!(r#""source":"/","options":["bind"],"uidMappings":{map}"#),
                 "mounts[0].gidMappings: it is missing",

@@ -14,6 +14,7 @@ mod cgroups;
 mod gate;
 mod hooks;
 mod hostile;
+mod inside;
 mod mounts;
 mod namespaces;
 mod process;
@@ -31,10 +32,13 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 pub(crate) type Case = (&'static str, fn(&Rig));
 
 fn cases() -> impl Iterator<Item = &'static Case> {
+    let inner = if inside::is_inside() { inside::INNER } else { &[] };
     let areas = [
         process::CASES,
         mounts::CASES,
         hostile::CASES,
+        inside::CASES,
+        inner,
         cgroups::CASES,
         namespaces::CASES,
         gate::CASES,
