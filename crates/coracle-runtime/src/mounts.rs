@@ -80,7 +80,7 @@ impl Label {
         if label.is_some() && !rustix::fs::statfs(SELINUX).is_ok_and(|fs| fs.f_type == SELINUX_MAGIC) {
             return Err(LaunchError::spec(
                 "linux.mountLabel",
-                "SELinux is not enabled on this host; leave it out",
+                "selinux label is specified in config, but selinux is disabled or not supported; leave it out",
             ));
         }
         Ok(Self(label))

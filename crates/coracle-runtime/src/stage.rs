@@ -56,6 +56,8 @@ impl Stage<'_> {
         mounts::enter_root(spec, self.root.as_fd())?;
         self.set_names()?;
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
+        devices::own_null(self.root.as_fd(), &assembled)
+            .map_err(|error| LaunchError::step("use the container's /dev/null for its streams", error))?;
         self.program.run(channel, &self.departure)
     }
 

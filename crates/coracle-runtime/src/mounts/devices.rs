@@ -81,14 +81,20 @@ fn bind_node(
     mount::attach(node.as_fd(), target.as_fd())
 }
 
+fn is_null(stat: &rustix::fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3)
+}
+
 /// The null device, and certainly that: what a container has in its place may be anything (CVE-2025-31133).
 pub(super) fn open_null(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = rustix::fs::openat(dir, path, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&null)?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null { Ok(null) } else { Err(io::Error::other("/dev/null is not the null device")) }
+    if is_null(&rustix::fs::fstat(&null)?) {
+        Ok(null)
+    } else {
+        Err(io::Error::other("/dev/null is not the null device"))
+    }
 }
 
 fn accept_existing(result: Result<(), Errno>) -> Result<(), Errno> {
@@ -157,6 +163,48 @@ fn make_node(parent: &OwnedFd, name: &OsStr, device: &LinuxDevice) -> io::Result
         rustix::fs::chownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?;
     }
     Ok(())
+}
+
+/// Standard streams that are the host's null device become the container's own: by an open descriptor of the
+/// host's node, root of the container could change its owner and permissions for everybody.
+pub(crate) fn own_null(root: BorrowedFd<'_>, done: &Assembled) -> io::Result<()> {
+    use rustix::stdio;
+    if done.dev_is_bound {
+        return Ok(());
+    }
+    let mut own = None;
+    for (idx, stream) in [stdio::stdin(), stdio::stdout(), stdio::stderr()].into_iter().enumerate() {
+        match rustix::fs::fstat(stream) {
+            Ok(stat) if is_null(&stat) => {}
+            // Something else, or closed by the caller.
+            Ok(_) | Err(Errno::BADF) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let null = match &own {
+            Some(null) => null,
+            None => own.insert(open_own_null(root, done)?),
+        };
+        match idx {
+            0 => stdio::dup2_stdin(null)?,
+            1 => stdio::dup2_stdout(null)?,
+            _ => stdio::dup2_stderr(null)?,
+        }
+    }
+    Ok(())
+}
+
+/// The look-up and what it found are one descriptor: nothing can be put in its place in between.
+fn open_own_null(root: BorrowedFd<'_>, done: &Assembled) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let null = match &done.dev {
+        Some(dev) => mount::open_in_root_without_links(dev.as_fd(), Path::new("null"), flags)?,
+        None => mount::open_in_root_without_links(root, Path::new("dev/null"), flags)?,
+    };
+    if is_null(&rustix::fs::fstat(&null)?) {
+        Ok(null)
+    } else {
+        Err(io::Error::other("/dev/null is not the null device"))
+    }
 }
 
 /// A terminal of the container.

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use coracle_base::explain::chain;
@@ -30,6 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_directory_of_the_host_is_no_working_directory", a_directory_of_the_host_is_no_working_directory),
     ("device_nodes_of_the_image_are_denied", device_nodes_of_the_image_are_denied),
     ("cgroups_cannot_be_written", cgroups_cannot_be_written),
+    ("the_hosts_null_device_is_not_handed_on", the_hosts_null_device_is_not_handed_on),
 ];
 
 /// Starts of one container while another process exchanges its targets.
@@ -322,4 +323,24 @@ fn cgroups_cannot_be_written(rig: &Rig) {
                   mkdir /sys/fs/cgroup/x /sys/fs/cgroup/*/x 2>/dev/null; mount -o remount,rw /sys/fs/cgroup 2>/dev/null \
                   && echo remounted; true";
     assert_eq!(output(&rig.sh(script)), "");
+}
+
+/// By an open descriptor of it, root of a container could change the host's device node.
+fn the_hosts_null_device_is_not_handed_on(rig: &Rig) {
+    let before = fs::metadata("/dev/null").unwrap();
+    let launch =
+        rig.sh("chmod 600 /proc/self/fd/0; stat -L -c '%a %d' /proc/self/fd/0 >&2; chmod 666 /dev/null");
+    let null = || fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
+    let (stderr, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdio = Stdio::Fds { stdin: null(), stdout: null(), stderr: write };
+    let running = start(&launch, stdio, StartOptions::default()).unwrap();
+    let seen = text_of(stderr);
+    finish(&running);
+    let after = fs::metadata("/dev/null").unwrap().permissions();
+    if after != before.permissions() {
+        fs::set_permissions("/dev/null", before.permissions()).unwrap();
+    }
+    assert_eq!(after, before.permissions());
+    let device = before.dev();
+    assert!(seen.starts_with("600 ") && !seen.ends_with(&format!(" {device}\n")), "{seen} of {device}");
 }

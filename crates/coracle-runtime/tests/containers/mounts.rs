@@ -35,6 +35,8 @@ pub(crate) const CASES: &[Case] = &[
     ("ids_are_exchanged_by_a_swap", ids_are_exchanged_by_a_swap),
     ("a_file_system_that_maps_no_ids_is_named", a_file_system_that_maps_no_ids_is_named),
     ("a_mount_that_fails_leaves_nothing", a_mount_that_fails_leaves_nothing),
+    ("a_label_that_nothing_enforces_is_refused", a_label_that_nothing_enforces_is_refused),
+    ("fifos_and_sockets_can_be_bound", fifos_and_sockets_can_be_bound),
 ];
 
 fn masked_and_read_only_paths_are(rig: &Rig) {
@@ -383,4 +385,28 @@ fn a_mount_that_fails_leaves_nothing(rig: &Rig) {
     let error = chain(&failure(&launch));
     assert!(error.starts_with("cannot mount nosuchfs on /bad"), "{error}");
     assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+fn a_label_that_nothing_enforces_is_refused(rig: &Rig) {
+    if fs::exists("/sys/fs/selinux/enforce").unwrap() {
+        return println!("skipped: SELinux is enabled here");
+    }
+    let mut launch = rig.launch(&["true"]);
+    let label = "system_u:object_r:container_file_t:s0".to_owned();
+    launch.spec.linux_mut().as_mut().unwrap().set_mount_label(Some(label));
+    let error = chain(&failure(&launch));
+    assert!(error.contains("linux.mountLabel") && error.contains("selinux is disabled"), "{error}");
+}
+
+fn fifos_and_sockets_can_be_bound(rig: &Rig) {
+    use rustix::fs::{CWD, FileType, Mode};
+    let (fifo, socket) = (rig.dir.join("fifo"), rig.dir.join("socket"));
+    rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut launch = rig.sh("stat -c %F /run/fifo /run/socket");
+    for (target, source) in [("/run/fifo", &fifo), ("run/socket", &socket)] {
+        add(&mut launch, mount(target, "bind", source.to_str().unwrap(), &["bind", "rro"]));
+    }
+    assert_eq!(output(&launch), "fifo\nsocket\n");
+    drop(listener);
 }

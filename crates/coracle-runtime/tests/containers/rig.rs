@@ -18,9 +18,9 @@ use rustix::process::Signal;
 
 use crate::BUSYBOX;
 
-const APPLETS: [&str; 21] = [
+const APPLETS: [&str; 22] = [
     "sh", "ls", "cat", "id", "mount", "ps", "true", "sleep", "hostname", "echo", "grep", "env", "mkdir",
-    "stat", "wc", "tail", "kill", "stty", "touch", "readlink", "head",
+    "stat", "wc", "chmod", "tail", "kill", "stty", "touch", "readlink", "head",
 ];
 
 /// A root file system of its own, and a name for cgroups.
