@@ -11,7 +11,7 @@ use coracle_sys::process::{self, CloneArgs, Cloned};
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{Cgroup, Location};
+use crate::cgroup::{Cgroup, Driver, Location};
 use crate::channel::{Message, Parent, channel};
 use crate::error::tolerate;
 use crate::gate::{Departure, StartHooks};
@@ -54,9 +54,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         },
     )?;
     let mut warnings = Vec::new();
-    let path = linux.and_then(|l| l.cgroups_path().as_deref());
-    let location = Location::resolve(path, &launch.id, options.cgroup_driver)?;
-    let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), &mut warnings)?;
+    let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
     let hooks = launch.spec.hooks().as_ref();
     let departure = Departure {
         gate: options.gate,
@@ -98,6 +96,18 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             Err(error)
         }
     }
+}
+
+fn make_cgroup(launch: &Launch, driver: Driver, warnings: &mut Vec<String>) -> Result<Cgroup, LaunchError> {
+    let linux = launch.spec.linux().as_ref();
+    let path = linux.and_then(|l| l.cgroups_path().as_deref());
+    let location = Location::resolve(path, &launch.id, driver)?;
+    let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), warnings)?;
+    if let Err(error) = cgroup.give_to_container(&launch.spec) {
+        tolerate(cgroup.remove(), "the first failure is the one to report");
+        return Err(error);
+    }
+    Ok(cgroup)
 }
 
 /// Which namespaces a container gets and how.

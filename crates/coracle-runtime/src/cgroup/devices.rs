@@ -13,7 +13,7 @@ use coracle_sys::bpf::{self, Instruction};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{Mode, OFlags};
 
-use super::{Cgroup, failed};
+use super::{Cgroup, failed, is_privileged};
 use crate::LaunchError;
 
 const MKNOD: i32 = 1;
@@ -41,7 +41,12 @@ enum Kind {
 }
 
 impl Cgroup {
-    pub(super) fn apply_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), LaunchError> {
+    /// `replace`: there may be rules already, of a container that runs.
+    pub(super) fn apply_devices(
+        &self,
+        rules: &[LinuxDeviceCgroup],
+        replace: bool,
+    ) -> Result<(), LaunchError> {
         let mut rules = rules.iter().map(Rule::of).collect::<Result<Vec<_>, _>>()?;
         rules.extend(always_allowed());
         if rules.len() > RULES_MAX {
@@ -52,7 +57,7 @@ impl Cgroup {
             return write_rules(dir, &rules);
         }
         match &self.v2 {
-            Some(dir) => attach_program(dir, &Policy::of(&rules)),
+            Some(dir) => attach_program(dir, &Policy::of(&rules), replace),
             None => Err(LaunchError::unsupported("device rules without a devices cgroup")),
         }
     }
@@ -248,14 +253,22 @@ fn answer(allow: bool) -> [Instruction; 2] {
     [instruction(MOVE, 0, 0, i32::from(allow)), instruction(EXIT, 0, 0, 0)]
 }
 
-fn attach_program(dir: &Path, policy: &Policy) -> Result<(), LaunchError> {
+fn attach_program(dir: &Path, policy: &Policy, replace: bool) -> Result<(), LaunchError> {
     let cannot = |error: std::io::Error| LaunchError::Cgroup {
         step: format!("enforce device rules in {}", dir.display()),
         source: error,
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
-    let program = bpf::load_device_program(&policy.program()).map_err(cannot)?;
+    let program = match bpf::load_device_program(&policy.program()) {
+        // In a user namespace nobody loads programs, and nobody makes or opens device nodes that the host's root
+        // has not made for him.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && !is_privileged() => return Ok(()),
+        other => other.map_err(cannot)?,
+    };
+    if replace {
+        return bpf::replace_device_programs(cgroup.as_fd(), program.as_fd()).map_err(cannot);
+    }
     bpf::attach_device_program(cgroup.as_fd(), program.as_fd()).map_err(cannot)
 }
 
@@ -362,7 +375,7 @@ mod tests {
         };
         let mut list = rules(&format!("[{DENY_ALL}]"));
         list.extend(always_allowed());
-        let attached = cgroup.v2.as_deref().map(|dir| attach_program(dir, &Policy::of(&list)));
+        let attached = cgroup.v2.as_deref().map(|dir| attach_program(dir, &Policy::of(&list), false));
         cgroup.remove().unwrap();
         match attached {
             Some(result) => result.unwrap(),

@@ -1,98 +1,215 @@
 //! Limits: from the OCI configuration to writes into files of the kernel.
 //!
 //! What to write is decided by pure functions, [`v1`] and [`v2`]; one loop writes. A limit whose controller or
-//! file is missing is an error that names it, because a limit silently left out is a hole; only swap accounting
-//! and the like, which kernels are commonly built without, become warnings.
+//! file is missing is an error that names it, because a limit silently left out is a hole. Weights, and what
+//! kernels are commonly built without (swap accounting), become warnings: they bound nothing.
+//!
+//! Files of one controller depend on each other (memory and swap, period and quota), and which has to be written
+//! first depends on what is in them. The loop does not ask: what the kernel refuses as invalid is tried again once
+//! the others are written, as long as that helps.
 //!
 //! Source: OCI runtime-spec `config-linux.md#control-groups`; Linux cgroup documentation.
 
+mod v1;
+mod v2;
+
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxHugepageLimit, LinuxResources, LinuxThrottleDevice};
 use rustix::io::Errno;
 
 use super::{Cgroup, failed, read, write};
 use crate::LaunchError;
 
+pub(super) use v2::swap_max;
+
+/// Shares that cgroup v1 takes; the kernel silently moves others to the ends.
+const SHARES_MIN: u64 = 2;
+const SHARES_MAX: u64 = 262_144;
+const SWAPPINESS_MAX: u64 = 100;
+
 /// One value to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Setting {
     controller: &'static str,
-    file: String,
-    value: String,
+    /// The first that exists is written: names differ by the kernel's I/O scheduler.
+    files: Vec<(String, String)>,
     /// Missing kernel support is a warning.
     optional: bool,
 }
 
 fn setting(controller: &'static str, file: impl Into<String>, value: impl std::fmt::Display) -> Setting {
-    Setting { controller, file: file.into(), value: format!("{value}"), optional: false }
+    Setting { controller, files: vec![(file.into(), format!("{value}"))], optional: false }
 }
 
-fn optional(controller: &'static str, file: impl Into<String>, value: impl std::fmt::Display) -> Setting {
-    Setting { optional: true, ..setting(controller, file, value) }
+impl Setting {
+    fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    fn or(mut self, file: impl Into<String>, value: impl std::fmt::Display) -> Self {
+        self.files.push((file.into(), format!("{value}")));
+        self
+    }
+
+    fn file(&self) -> &str {
+        self.files.first().map_or("", |(file, _)| file)
+    }
+}
+
+/// Why a value could not be written.
+struct Refused {
+    error: Errno,
+    reported: LaunchError,
 }
 
 impl Cgroup {
     pub(super) fn apply(
         &self,
         resources: &LinuxResources,
+        is_running: bool,
         warnings: &mut Vec<String>,
     ) -> Result<(), LaunchError> {
-        let unified = resources.unified().iter().flatten();
+        if self.has_nothing() {
+            return Ok(());
+        }
+        let unified = unified(resources)?;
         if self.v1.is_empty() {
-            for item in v2(resources) {
-                self.write_setting(&item, warnings)?;
+            let items = v2::settings(resources, warnings)?;
+            if !items.is_empty() || !unified.is_empty() {
+                self.hand_controllers_down()?;
             }
-            for (file, value) in unified {
-                if file.contains('/') {
-                    return Err(LaunchError::spec(format!("linux.resources.unified.{file}"), "it is a path"));
-                }
-                self.write_setting(&setting("unified", file.as_str(), value), warnings)?;
-            }
+            self.write_all(items, warnings)?;
+            // Last, so that they win over what was converted.
+            self.write_all(unified, warnings)?;
         } else {
-            for item in v1(resources) {
-                self.write_setting(&item, warnings)?;
+            if let Some(first) = unified.first() {
+                let field = format!("linux.resources.unified.{}", first.file());
+                return Err(LaunchError::spec(field, "this host runs cgroup v1, which has no such limits"));
             }
-            if let Some((file, _)) = unified.into_iter().next() {
-                return Err(LaunchError::unsupported(format!(
-                    "the cgroup v2 limit {file} on a cgroup v1 host"
-                )));
-            }
+            self.write_all(v1::settings(resources, warnings)?, warnings)?;
         }
         match resources.devices() {
-            Some(rules) if !rules.is_empty() => self.apply_devices(rules),
+            Some(rules) if !rules.is_empty() => self.apply_devices(rules, is_running),
             _ => Ok(()),
         }
     }
 
-    fn write_setting(&self, item: &Setting, warnings: &mut Vec<String>) -> Result<(), LaunchError> {
+    fn write_all(&self, items: Vec<Setting>, warnings: &mut Vec<String>) -> Result<(), LaunchError> {
+        let mut items = items;
+        loop {
+            let n_items = items.len();
+            let mut refused = None;
+            let mut again = Vec::new();
+            for item in items {
+                match self.write_setting(&item, warnings) {
+                    Ok(()) => {}
+                    Err(why) if matches!(why.error, Errno::INVAL | Errno::BUSY) => {
+                        refused.get_or_insert(why.reported);
+                        again.push(item);
+                    }
+                    Err(why) => return Err(why.reported),
+                }
+            }
+            match refused {
+                None => return Ok(()),
+                Some(error) if again.len() == n_items => return Err(error),
+                Some(_) => items = again,
+            }
+        }
+    }
+
+    fn write_setting(&self, item: &Setting, warnings: &mut Vec<String>) -> Result<(), Refused> {
         let dir = if self.v1.is_empty() { self.v2.as_deref() } else { self.controller(item.controller) };
         let Some(dir) = dir else {
             if item.optional {
-                warnings.push(format!("{} is not available: no {} cgroup", item.file, item.controller));
+                warnings.push(format!("{} is not available: no {} cgroup", item.file(), item.controller));
                 return Ok(());
             }
-            return Err(failed(format!("set {}: no {} cgroup", item.file, item.controller), Errno::NODEV));
+            return Err(Refused { error: Errno::NODEV, reported: no_controller(item) });
         };
-        let file = dir.join(&item.file);
-        let result = match write(&file, &item.value) {
-            // The controller may not have been handed down to here yet.
-            Err(Errno::NOENT) if self.v1.is_empty() => {
-                let parent = dir.parent().unwrap_or(dir);
-                enable_controllers(parent)?;
-                write(&file, &item.value)
+        for (file, value) in &item.files {
+            let path = dir.join(file);
+            // A file with a line per device takes one of them with each write.
+            let written = value.lines().try_for_each(|line| write(&path, line));
+            match written {
+                Err(Errno::NOENT) => {}
+                Err(Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) if item.optional => {
+                    warnings.push(format!("{file} is not available on this host"));
+                    return Ok(());
+                }
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let step =
+                        format!("write {value} to {}{}", path.display(), memory_in_use(dir, file, error));
+                    return Err(Refused { error, reported: failed(step, error) });
+                }
             }
-            other => other,
+        }
+        if item.optional {
+            warnings.push(format!("{} is not available on this host", item.file()));
+            return Ok(());
+        }
+        let reported = match self.v1.is_empty() {
+            true => missing_in(dir, item),
+            false => failed(format!("set {}", dir.join(item.file()).display()), Errno::NOENT),
         };
-        match result {
-            Ok(()) => Ok(()),
-            Err(Errno::NOENT | Errno::ACCESS | Errno::OPNOTSUPP) if item.optional => {
-                warnings.push(format!("{} is not available on this host", item.file));
-                Ok(())
-            }
-            Err(error) => Err(failed(format!("write {} to {}", item.value, file.display()), error)),
+        Err(Refused { error: Errno::NOENT, reported })
+    }
+
+    /// The controllers that there are, for this cgroup: enabled in all above it.
+    fn hand_controllers_down(&self) -> Result<(), LaunchError> {
+        match self.v2.as_deref().and_then(Path::parent) {
+            Some(parent) => enable_controllers(parent),
+            None => Ok(()),
         }
     }
+}
+
+fn no_controller(item: &Setting) -> LaunchError {
+    let step = format!("set {}: this host has no {} cgroup", item.file(), item.controller);
+    failed(step, Errno::NODEV)
+}
+
+/// Why a file of cgroup v2 is missing: the rules for its controller are many and the kernel names none of them.
+fn missing_in(dir: &Path, item: &Setting) -> LaunchError {
+    let file = item.file();
+    // `memory.max` is the memory controller's; `unified` names no controller.
+    let controller = file.split('.').next().unwrap_or(item.controller);
+    let has = |name: &str, dir: &Path| {
+        read(&dir.join(name)).is_ok_and(|text| text.split_whitespace().any(|word| word == controller))
+    };
+    let parent = dir.parent().unwrap_or(dir);
+    let kind = read(&dir.join("cgroup.type")).unwrap_or_default();
+    let reason = if has("cgroup.controllers", dir) {
+        format!("the {controller} controller of this kernel has no such file")
+    } else if kind.starts_with("threaded") || kind.contains("invalid") {
+        format!("{} is in a threaded subtree, where {controller} cannot be limited", dir.display())
+    } else if !has("cgroup.controllers", parent) {
+        format!("there is no {controller} controller in {}", parent.display())
+    } else if read(&parent.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty()) {
+        format!(
+            "{controller} cannot be handed down from {}, because it holds processes itself",
+            parent.display()
+        )
+    } else {
+        format!("{controller} cannot be handed down from {}", parent.display())
+    };
+    failed(format!("set {file} of {}: {reason}", dir.display()), Errno::NOENT)
+}
+
+/// A limit below what is used already is refused on v1, and then one wants to know what is used.
+fn memory_in_use(dir: &Path, file: &str, error: Errno) -> String {
+    if error != Errno::BUSY || file != "memory.limit_in_bytes" {
+        return String::new();
+    }
+    let figure = |name: &str| read(&dir.join(name)).unwrap_or_default().trim().to_owned();
+    format!(
+        " (used: {}, at most so far: {})",
+        figure("memory.usage_in_bytes"),
+        figure("memory.max_usage_in_bytes")
+    )
 }
 
 /// Hands every controller that there is down to the children of each cgroup on the way to `dir`, `dir` included.
@@ -111,9 +228,17 @@ pub(super) fn enable_controllers(dir: &Path) -> Result<(), LaunchError> {
         let file = dir.join("cgroup.subtree_control");
         for name in missing {
             match write(&file, &name) {
-                // A controller that cannot be handed down (real-time tasks in it, a threaded neighbour) matters
-                // only if a limit needs it, and that limit's file is missing then.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT | Errno::BUSY | Errno::OPNOTSUPP) => {}
+                // A controller that cannot be handed down (real-time tasks or processes in it, a threaded
+                // neighbour, no right to) matters only if a limit needs it, and that limit's file is missing then.
+                Ok(())
+                | Err(
+                    Errno::INVAL
+                    | Errno::NOENT
+                    | Errno::BUSY
+                    | Errno::OPNOTSUPP
+                    | Errno::ACCESS
+                    | Errno::PERM,
+                ) => {}
                 Err(error) => return Err(failed(format!("write {name} to {}", file.display()), error)),
             }
         }
@@ -121,192 +246,92 @@ pub(super) fn enable_controllers(dir: &Path) -> Result<(), LaunchError> {
     Ok(())
 }
 
-pub(super) fn v1(resources: &LinuxResources) -> Vec<Setting> {
+/// Whether anything but device rules is asked for.
+pub(super) fn has_limits(resources: &LinuxResources) -> bool {
+    let found = |list: Result<Vec<Setting>, LaunchError>| list.is_ok_and(|list| !list.is_empty());
+    found(v1::settings(resources, &mut Vec::new())) || found(unified(resources))
+}
+
+/// Files of cgroup v2 by their names, in a fixed order.
+fn unified(resources: &LinuxResources) -> Result<Vec<Setting>, LaunchError> {
     let mut items = Vec::new();
-    if let Some(memory) = resources.memory() {
-        memory_v1(memory, &mut items);
-    }
-    if let Some(cpu) = resources.cpu() {
-        cpu_v1(cpu, &mut items);
-    }
-    if let Some(pids) = resources.pids() {
-        items.push(setting("pids", "pids.max", pids_max(pids.limit())));
-    }
-    if let Some(io) = resources.block_io() {
-        block_io_v1(io, &mut items);
-    }
-    for page in resources.hugepage_limits().iter().flatten() {
-        items.push(setting("hugetlb", format!("hugetlb.{}.limit_in_bytes", page.page_size()), page.limit()));
-    }
-    if let Some(network) = resources.network() {
-        if let Some(class) = network.class_id() {
-            items.push(setting("net_cls", "net_cls.classid", class));
+    for (file, value) in resources.unified().iter().flatten() {
+        let field = || format!("linux.resources.unified.{file}");
+        if file.contains('/') || !file.contains('.') {
+            return Err(LaunchError::spec(field(), "it is no name of a file of a controller, `memory.high`"));
         }
-        for priority in network.priorities().iter().flatten() {
-            let value = format!("{} {}", priority.name(), priority.priority());
-            items.push(setting("net_prio", "net_prio.ifpriomap", value));
+        if value.trim().is_empty() {
+            return Err(LaunchError::spec(field(), "it is empty"));
         }
+        items.push(setting("unified", file.as_str(), value));
     }
-    items
-}
-
-fn memory_v1(memory: &LinuxMemory, items: &mut Vec<Setting>) {
-    // The limit first: memory and swap together may not be less than memory alone.
-    if let Some(limit) = memory.limit() {
-        items.push(setting("memory", "memory.limit_in_bytes", limit));
-    }
-    if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
-        items.push(optional("memory", "memory.memsw.limit_in_bytes", swap));
-    }
-    if let Some(reservation) = memory.reservation().filter(|bytes| *bytes != 0) {
-        items.push(setting("memory", "memory.soft_limit_in_bytes", reservation));
-    }
-    if let Some(bytes) = memory.kernel_tcp().filter(|bytes| *bytes != 0) {
-        items.push(optional("memory", "memory.kmem.tcp.limit_in_bytes", bytes));
-    }
-    if memory.disable_oom_killer() == Some(true) {
-        items.push(setting("memory", "memory.oom_control", 1));
-    }
-    if let Some(swappiness) = memory.swappiness() {
-        items.push(setting("memory", "memory.swappiness", swappiness));
-    }
-}
-
-fn cpu_v1(cpu: &LinuxCpu, items: &mut Vec<Setting>) {
-    let mut add = |file: &str, value: Option<String>| {
-        if let Some(value) = value {
-            items.push(setting("cpu", file, value));
-        }
-    };
-    add("cpu.shares", cpu.shares().filter(|n| *n != 0).map(|n| n.to_string()));
-    add("cpu.cfs_period_us", cpu.period().filter(|n| *n != 0).map(|n| n.to_string()));
-    add("cpu.cfs_quota_us", cpu.quota().filter(|n| *n != 0).map(|n| n.to_string()));
-    add("cpu.cfs_burst_us", cpu.burst().map(|n| n.to_string()));
-    add("cpu.rt_period_us", cpu.realtime_period().filter(|n| *n != 0).map(|n| n.to_string()));
-    add("cpu.rt_runtime_us", cpu.realtime_runtime().filter(|n| *n != 0).map(|n| n.to_string()));
-    add("cpu.idle", cpu.idle().map(|n| n.to_string()));
-    cpuset(cpu, items);
-}
-
-fn cpuset(cpu: &LinuxCpu, items: &mut Vec<Setting>) {
-    if let Some(cpus) = cpu.cpus().as_ref().filter(|list| !list.is_empty()) {
-        items.push(setting("cpuset", "cpuset.cpus", cpus));
-    }
-    if let Some(mems) = cpu.mems().as_ref().filter(|list| !list.is_empty()) {
-        items.push(setting("cpuset", "cpuset.mems", mems));
-    }
-}
-
-fn block_io_v1(io: &LinuxBlockIo, items: &mut Vec<Setting>) {
-    if let Some(weight) = io.weight().filter(|n| *n != 0) {
-        items.push(optional("blkio", "blkio.weight", weight));
-    }
-    let mut throttle = |file: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
-        for device in devices.iter().flatten() {
-            let value = format!("{}:{} {}", device.major(), device.minor(), device.rate());
-            items.push(setting("blkio", file, value));
-        }
-    };
-    throttle("blkio.throttle.read_bps_device", io.throttle_read_bps_device());
-    throttle("blkio.throttle.write_bps_device", io.throttle_write_bps_device());
-    throttle("blkio.throttle.read_iops_device", io.throttle_read_iops_device());
-    throttle("blkio.throttle.write_iops_device", io.throttle_write_iops_device());
-}
-
-pub(super) fn v2(resources: &LinuxResources) -> Vec<Setting> {
-    let mut items = Vec::new();
-    if let Some(memory) = resources.memory() {
-        memory_v2(memory, &mut items);
-    }
-    if let Some(cpu) = resources.cpu() {
-        cpu_v2(cpu, &mut items);
-    }
-    if let Some(pids) = resources.pids() {
-        items.push(setting("pids", "pids.max", pids_max(pids.limit())));
-    }
-    if let Some(io) = resources.block_io() {
-        if let Some(weight) = io.weight().filter(|n| *n != 0) {
-            // 10-1000 becomes 1-10000, as runc and systemd convert it.
-            let weight = 1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990;
-            items.push(optional("io", "io.weight", weight));
-        }
-        let mut throttle = |key: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
-            for device in devices.iter().flatten() {
-                let value = format!("{}:{} {key}={}", device.major(), device.minor(), device.rate());
-                items.push(setting("io", "io.max", value));
-            }
-        };
-        throttle("rbps", io.throttle_read_bps_device());
-        throttle("wbps", io.throttle_write_bps_device());
-        throttle("riops", io.throttle_read_iops_device());
-        throttle("wiops", io.throttle_write_iops_device());
-    }
-    for page in resources.hugepage_limits().iter().flatten() {
-        items.push(setting("hugetlb", format!("hugetlb.{}.max", page.page_size()), page.limit()));
-    }
-    items
-}
-
-fn memory_v2(memory: &LinuxMemory, items: &mut Vec<Setting>) {
-    let max = |bytes: i64| if bytes < 0 { "max".to_owned() } else { bytes.to_string() };
-    if let Some(limit) = memory.limit().filter(|bytes| *bytes != 0) {
-        items.push(setting("memory", "memory.max", max(limit)));
-    }
-    // v1 counts memory and swap together, v2 swap alone.
-    match (memory.swap(), memory.limit()) {
-        (None | Some(0), _) => {}
-        (Some(swap), _) if swap < 0 => items.push(optional("memory", "memory.swap.max", "max")),
-        (Some(swap), Some(limit)) if limit > 0 => {
-            items.push(optional("memory", "memory.swap.max", max((swap - limit).max(0))));
-        }
-        (Some(_), _) => {}
-    }
-    if let Some(reservation) = memory.reservation().filter(|bytes| *bytes != 0) {
-        items.push(setting("memory", "memory.low", max(reservation)));
-    }
-}
-
-fn cpu_v2(cpu: &LinuxCpu, items: &mut Vec<Setting>) {
-    if let Some(shares) = cpu.shares().filter(|n| *n != 0) {
-        items.push(setting("cpu", "cpu.weight", weight_of_shares(shares)));
-    }
-    if cpu.quota().is_some() || cpu.period().is_some() {
-        let quota = match cpu.quota() {
-            Some(quota) if quota > 0 => quota.to_string(),
-            _ => "max".to_owned(),
-        };
-        let period = cpu.period().filter(|n| *n != 0).unwrap_or(100_000);
-        items.push(setting("cpu", "cpu.max", format!("{quota} {period}")));
-    }
-    if let Some(burst) = cpu.burst() {
-        items.push(setting("cpu", "cpu.max.burst", burst));
-    }
-    if let Some(idle) = cpu.idle() {
-        items.push(setting("cpu", "cpu.idle", idle));
-    }
-    cpuset(cpu, items);
-}
-
-/// Shares 2, 1024 and 262144 become weights 1, 100 and 10000, with a smooth curve between: the conversion that
-/// runc and Kubernetes agreed on in 2025, since the older straight line gave the default share a weight of 39.
-fn weight_of_shares(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            #[expect(clippy::cast_precision_loss, reason = "below 2^18")]
-            let log = (shares as f64).log2();
-            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 10000")]
-            let weight = 10_f64.powf(exponent).ceil() as u64;
-            weight
-        }
-    }
+    items.sort_by(|a, b| a.files.cmp(&b.files));
+    Ok(items)
 }
 
 /// 0 is a real limit since runtime-spec 1.3; the container's first process counts itself.
 fn pids_max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.max(1).to_string() }
+}
+
+/// A name of a page size goes into a file's name.
+fn page_size(page: &LinuxHugepageLimit) -> Result<&str, LaunchError> {
+    let size = page.page_size();
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_uppercase());
+    let is_size = ["KB", "MB", "GB"].contains(&size.get(digits.len()..).unwrap_or_default());
+    if is_size && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(size);
+    }
+    let reason = format!("{size:?} is none: 64KB, 2MB, 1GB");
+    Err(LaunchError::spec("linux.resources.hugepageLimits.pageSize", reason))
+}
+
+/// A number of bytes: 0 is "not set", -1 unlimited.
+fn bytes(field: &str, value: Option<i64>) -> Result<Option<i64>, LaunchError> {
+    match value {
+        None | Some(0) => Ok(None),
+        Some(n) if n < -1 => Err(LaunchError::spec(
+            format!("linux.resources.memory.{field}"),
+            format!("{n} is no number of bytes; -1 is unlimited"),
+        )),
+        Some(n) => Ok(Some(n)),
+    }
+}
+
+fn check_memory(memory: &oci_spec::runtime::LinuxMemory) -> Result<(), LaunchError> {
+    if let (Some(limit), Some(swap)) = (memory.limit(), memory.swap())
+        && limit > 0
+        && (1..limit).contains(&swap)
+    {
+        let reason = format!("{swap} is memory and swap together, and less than the memory limit {limit}");
+        return Err(LaunchError::spec("linux.resources.memory.swap", reason));
+    }
+    match memory.swappiness() {
+        Some(n) if n > SWAPPINESS_MAX => {
+            let reason = format!("{n} is not in 0 to {SWAPPINESS_MAX}");
+            Err(LaunchError::spec("linux.resources.memory.swappiness", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rdma(resources: &LinuxResources) -> Result<Vec<Setting>, LaunchError> {
+    let mut items = Vec::new();
+    for (device, limits) in resources.rdma().iter().flatten() {
+        if device.is_empty() || device.contains(char::is_whitespace) {
+            return Err(LaunchError::spec("linux.resources.rdma", format!("{device:?} is no device")));
+        }
+        let part = |name: &str, n: Option<u32>| n.map_or_else(String::new, |n| format!(" {name}={n}"));
+        let handles = part("hca_handle", limits.hca_handles());
+        let objects = part("hca_object", limits.hca_objects());
+        items.push(setting("rdma", "rdma.max", format!("{device}{handles}{objects}")));
+    }
+    items.sort_by(|a, b| a.files.cmp(&b.files));
+    Ok(items)
+}
+
+fn device_text(device: &LinuxThrottleDevice) -> String {
+    format!("{}:{}", device.major(), device.minor())
 }
 
 #[cfg(test)]
@@ -317,51 +342,151 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    fn texts(items: &[Setting]) -> Vec<String> {
-        items.iter().map(|item| format!("{}={}", item.file, item.value)).collect()
+    type Decide = fn(&LinuxResources, &mut Vec<String>) -> Result<Vec<Setting>, LaunchError>;
+
+    fn texts(decide: Decide, json: &str) -> Vec<String> {
+        let items = decide(&resources(json), &mut Vec::new()).unwrap();
+        let text = |item: Setting| {
+            let files: Vec<String> =
+                item.files.iter().map(|(file, value)| format!("{file}={value}")).collect();
+            files.join(" or ")
+        };
+        items.into_iter().map(text).collect()
+    }
+
+    fn refused(decide: Decide, json: &str) -> String {
+        decide(&resources(json), &mut Vec::new()).unwrap_err().to_string()
+    }
+
+    fn warned(decide: Decide, json: &str) -> Vec<String> {
+        let mut warnings = Vec::new();
+        decide(&resources(json), &mut warnings).unwrap();
+        warnings
     }
 
     #[test]
     fn limits_become_v1_files() {
-        let limits = resources(
-            r#"{"memory":{"limit":1048576,"swap":2097152,"reservation":65536},
-                "cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0"},"pids":{"limit":7}}"#,
-        );
+        let limits = r#"{"memory":{"limit":1048576,"swap":2097152,"reservation":65536,"swappiness":0},
+            "cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0","idle":0},"pids":{"limit":7},
+            "network":{"classID":255,"priorities":[{"name":"lo","priority":3}]},
+            "rdma":{"mlx5_1":{"hcaHandles":3}},"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#;
         assert_eq!(
-            texts(&v1(&limits)),
+            texts(v1::settings, limits),
             [
                 "memory.limit_in_bytes=1048576",
                 "memory.memsw.limit_in_bytes=2097152",
                 "memory.soft_limit_in_bytes=65536",
+                "memory.swappiness=0",
+                "cpu.idle=0",
                 "cpu.shares=512",
                 "cpu.cfs_period_us=100000",
                 "cpu.cfs_quota_us=50000",
                 "cpuset.cpus=0",
-                "pids.max=7"
+                "pids.max=7",
+                "hugetlb.2MB.limit_in_bytes=4194304",
+                "hugetlb.2MB.rsvd.limit_in_bytes=4194304",
+                "net_cls.classid=255",
+                "net_prio.ifpriomap=lo 3",
+                "rdma.max=mlx5_1 hca_handle=3"
             ]
         );
     }
 
     #[test]
     fn limits_become_v2_files() {
-        let limits = resources(
-            r#"{"memory":{"limit":1048576,"swap":3145728},"cpu":{"shares":1024,"quota":-1,"period":50000},
-                "pids":{"limit":-1}}"#,
-        );
+        let limits = r#"{"memory":{"limit":1048576,"swap":3145728},"cpu":{"shares":1024,"quota":-1,"period":50000},
+            "pids":{"limit":-1},"hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#;
         assert_eq!(
-            texts(&v2(&limits)),
+            texts(v2::settings, limits),
             [
-                "memory.max=1048576",
                 "memory.swap.max=2097152",
+                "memory.max=1048576",
                 "cpu.weight=100",
                 "cpu.max=max 50000",
-                "pids.max=max"
+                "pids.max=max",
+                "hugetlb.2MB.max=0",
+                "hugetlb.2MB.rsvd.max=0"
+            ]
+        );
+        assert_eq!(texts(v2::settings, r#"{"cpu":{"quota":5000}}"#), ["cpu.max=5000"]);
+    }
+
+    #[test]
+    fn devices_are_throttled_in_the_words_of_each_version() {
+        let limits = r#"{"blockIO":{"weight":750,"weightDevice":[{"major":8,"minor":0,"weight":10}],
+            "throttleReadBpsDevice":[{"major":8,"minor":0,"rate":4096}],
+            "throttleWriteIOPSDevice":[{"major":8,"minor":0,"rate":0}]}}"#;
+        assert_eq!(
+            texts(v1::settings, limits),
+            [
+                "blkio.weight=750 or blkio.bfq.weight=750",
+                "blkio.weight_device=8:0 10 or blkio.bfq.weight_device=8:0 10",
+                "blkio.throttle.read_bps_device=8:0 4096",
+                "blkio.throttle.write_iops_device=8:0 0"
+            ]
+        );
+        assert_eq!(
+            texts(v2::settings, limits),
+            [
+                "io.bfq.weight=750 or io.weight=7475",
+                "io.bfq.weight=8:0 10 or io.weight=8:0 1",
+                "io.max=8:0 rbps=4096",
+                "io.max=8:0 wiops=max"
             ]
         );
     }
 
     #[test]
+    fn unlimited_memory_lifts_the_limit_of_swap_too() {
+        let limits = r#"{"memory":{"limit":-1}}"#;
+        assert_eq!(
+            texts(v1::settings, limits),
+            ["memory.limit_in_bytes=-1", "memory.memsw.limit_in_bytes=-1"]
+        );
+        assert_eq!(texts(v2::settings, limits), ["memory.swap.max=max", "memory.max=max"]);
+        let equal = r#"{"memory":{"limit":4096,"swap":4096}}"#;
+        assert_eq!(texts(v2::settings, equal), ["memory.swap.max=0", "memory.max=4096"]);
+    }
+
+    #[test]
+    fn what_is_zero_is_not_set() {
+        let zeros = r#"{"memory":{"limit":0,"swap":0,"reservation":0},"cpu":{"shares":0,"quota":0,"period":0},
+            "blockIO":{"weight":0}}"#;
+        assert_eq!(texts(v1::settings, zeros), Vec::<String>::new());
+        assert_eq!(texts(v2::settings, zeros), Vec::<String>::new());
+        assert!(!has_limits(&resources(zeros)));
+        assert!(has_limits(&resources(r#"{"pids":{"limit":0}}"#)));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let both: [Decide; 2] = [v1::settings, v2::settings];
+        for decide in both {
+            assert!(refused(decide, r#"{"memory":{"limit":4096,"swap":4095}}"#).contains("memory.swap"));
+            assert!(refused(decide, r#"{"memory":{"limit":-2}}"#).contains("-1 is unlimited"));
+            assert!(refused(decide, r#"{"memory":{"swappiness":101}}"#).contains("0 to 100"));
+            for size in ["../x", "2", "MB", "2mb", "2XB"] {
+                let json = format!(r#"{{"hugepageLimits":[{{"pageSize":"{size}","limit":1}}]}}"#);
+                assert!(refused(decide, &json).contains("pageSize"), "{size}");
+            }
+        }
+        assert!(refused(v2::settings, r#"{"memory":{"swap":4096}}"#).contains("no memory limit"));
+        assert!(refused(v2::settings, r#"{"network":{"classID":7}}"#).contains("network"));
+        assert!(unified(&resources(r#"{"unified":{"../x":"1"}}"#)).is_err());
+        assert!(unified(&resources(r#"{"unified":{"memory.high":""}}"#)).is_err());
+    }
+
+    #[test]
+    fn what_a_version_does_not_have_is_said() {
+        let limits = r#"{"memory":{"swappiness":7,"disableOOMKiller":true},"cpu":{"realtimePeriod":9}}"#;
+        assert_eq!(warned(v2::settings, limits).len(), 3);
+        assert_eq!(warned(v1::settings, limits), Vec::<String>::new());
+        assert!(warned(v1::settings, r#"{"cpu":{"shares":1}}"#)[0].contains("makes 2 of 1"));
+    }
+
+    #[test]
     fn the_ends_of_the_share_scale_are_the_ends_of_the_weight_scale() {
-        assert_eq!([2, 1024, 262_144].map(weight_of_shares), [1, 100, 10_000]);
+        assert_eq!([2, 1024, 262_144].map(v2::weight_of_shares), [1, 100, 10_000]);
+        assert_eq!(v2::weight_of_shares(3333), 256);
     }
 }

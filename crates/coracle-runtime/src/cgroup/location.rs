@@ -2,7 +2,7 @@
 //!
 //! | driver | `linux.cgroupsPath` | cgroup |
 //! |---|---|---|
-//! | cgroupfs | absent | `/coracle/<id>` |
+//! | cgroupfs | absent | `/coracle/<id>`; for an unprivileged user `coracle-<id>` in what was delegated to him |
 //! | cgroupfs | `/a/b` or `a/b` | `/a/b` of every hierarchy |
 //! | systemd | absent | scope `coracle-<id>.scope` in `system.slice` (`user.slice` of an unprivileged user) |
 //! | systemd | `slice:prefix:name` | scope `prefix-name.scope` in that slice; a name that ends in `.slice` is a slice |
@@ -12,10 +12,13 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD};
 use serde::{Deserialize, Serialize};
 
 use crate::LaunchError;
 
+/// Where containers are whose configuration names no place.
+const OWN: &str = "/coracle";
 const FIELD: &str = "linux.cgroupsPath";
 /// Bytes of a unit's name (systemd's `UNIT_NAME_MAX`).
 const UNIT_NAME_BYTES_MAX: usize = 255;
@@ -39,6 +42,9 @@ pub struct Location {
     /// The transient unit that owns the cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Unit>,
+    /// The configuration names it: it has to be there and no other.
+    #[serde(default)]
+    named: bool,
 }
 
 /// A transient unit of the service manager.
@@ -58,7 +64,14 @@ impl Location {
     pub fn resolve(cgroups_path: Option<&Path>, id: &str, driver: Driver) -> Result<Self, LaunchError> {
         let given = cgroups_path.filter(|path| !path.as_os_str().is_empty());
         match driver {
-            Driver::Cgroupfs => Self::of_path(given.unwrap_or(&Path::new("coracle").join(id))),
+            Driver::Cgroupfs => match given {
+                // Below our own name it is as good as not named.
+                Some(path) => {
+                    let location = Self::of_path(path)?;
+                    Ok(Self { named: !location.path.starts_with(OWN), ..location })
+                }
+                None => Self::of_path(&default_path(id)),
+            },
             Driver::Systemd => Self::of_unit(given, id),
         }
     }
@@ -71,7 +84,7 @@ impl Location {
         if inner.as_os_str().is_empty() {
             return Err(LaunchError::spec(FIELD, "it is the root, which is nobody's own"));
         }
-        Ok(Self { path: Path::new("/").join(inner), unit: None })
+        Ok(Self { path: Path::new("/").join(inner), unit: None, named: false })
     }
 
     fn of_unit(given: Option<&Path>, id: &str) -> Result<Self, LaunchError> {
@@ -100,7 +113,7 @@ impl Location {
             return Err(LaunchError::spec(FIELD, format!("{name:?} is no name of a unit")));
         }
         let path = if name.ends_with(".slice") { slice_path(&name)? } else { above.join(&name) };
-        Ok(Self { path, unit: Some(Unit { name, slice: slice.to_owned() }) })
+        Ok(Self { path, unit: Some(Unit { name, slice: slice.to_owned() }), named: given.is_some() })
     }
 
     /// Who makes the cgroups.
@@ -109,11 +122,43 @@ impl Location {
         if self.unit.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
     }
 
+    /// The configuration names it.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
+    }
+
     /// Where they are in each hierarchy: `/coracle/<id>`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Root owns every cgroup. Others may use the one they are in, or the one above it, if it was given to them: above
+/// is better, because a cgroup that holds processes cannot limit its children.
+fn default_path(id: &str) -> PathBuf {
+    let usual = Path::new(OWN).join(id);
+    if is_privileged() {
+        return usual;
+    }
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return usual };
+    let is_ours = |dir: &&Path| {
+        let dir = Path::new(super::MOUNT_POINT).join(dir);
+        let may = |path: PathBuf| rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
+        may(dir.clone()) && may(dir.join("cgroup.procs"))
+    };
+    let own = Path::new(own);
+    [own.parent(), Some(own)]
+        .into_iter()
+        .flatten()
+        .find(is_ours)
+        .map_or(usual, |dir| dir.join(format!("coracle-{id}")))
+}
+
+/// Whether this is root, and not only inside a user namespace.
+pub(super) fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root() && coracle_sys::userns::is_initial().unwrap_or(true)
 }
 
 /// `a-b.slice` lies in `a.slice`; `-.slice` is the root of all (systemd.slice(5)).
