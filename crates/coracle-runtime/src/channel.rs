@@ -223,13 +223,14 @@ impl Child {
     }
 }
 
-const PROBLEMS: [ExecProblem; 6] = [
+const PROBLEMS: [ExecProblem; 7] = [
     ExecProblem::NotInPath,
     ExecProblem::NotFound,
     ExecProblem::NoInterpreter,
     ExecProblem::IsDirectory,
     ExecProblem::Denied,
     ExecProblem::BadFormat,
+    ExecProblem::TooLong,
 ];
 
 fn encode(error: &LaunchError) -> Vec<u8> {

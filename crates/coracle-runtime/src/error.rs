@@ -23,6 +23,8 @@ pub enum ExecProblem {
     Denied,
     /// The kernel does not know its format: another architecture, or a script without `#!`.
     BadFormat,
+    /// Arguments and environment are larger than the kernel takes.
+    TooLong,
 }
 
 /// Why a container or a process in it could not be started.
@@ -113,6 +115,7 @@ fn exec_text(program: &str, problem: ExecProblem) -> String {
         ExecProblem::IsDirectory => format!("exec: {program:?}: is a directory: permission denied"),
         ExecProblem::Denied => format!("exec: {program:?}: permission denied"),
         ExecProblem::BadFormat => format!("exec {program}: exec format error"),
+        ExecProblem::TooLong => format!("exec {program}: argument list too long"),
     }
 }
 
@@ -132,7 +135,10 @@ impl LaunchError {
         match self {
             Self::Exec { problem, .. } => match problem {
                 ExecProblem::NotInPath | ExecProblem::NotFound | ExecProblem::NoInterpreter => 127,
-                ExecProblem::IsDirectory | ExecProblem::Denied | ExecProblem::BadFormat => 126,
+                ExecProblem::IsDirectory
+                | ExecProblem::Denied
+                | ExecProblem::BadFormat
+                | ExecProblem::TooLong => 126,
             },
             _ => 125,
         }
@@ -187,6 +193,11 @@ impl Explain for LaunchError {
                 ExecProblem::Denied => format!("make it executable: RUN chmod +x {program}"),
                 ExecProblem::BadFormat => {
                     "the program is for another architecture, or a script without a `#!` line".to_owned()
+                }
+                ExecProblem::TooLong => {
+                    "pass large values in files instead of arguments or environment: one \
+                                         may have 128 KiB, all together a quarter of the stack's limit"
+                        .to_owned()
                 }
             }),
             Self::User { .. } => {

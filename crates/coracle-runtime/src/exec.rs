@@ -23,6 +23,7 @@ use crate::channel::{Child, Message, Parent, channel};
 use crate::gate::Departure;
 use crate::mounts::devices;
 use crate::program::{Program, ProgramOptions, hide_and_tie};
+use crate::schedule::Affinity;
 use crate::stage::{guard, place_streams, set_oom_score};
 use crate::start::{check_executed, end};
 use crate::{Cgroup, ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
@@ -93,7 +94,8 @@ pub fn exec(
             setgroups_denied: new_user && are_groups_fixed(target.pid)?,
             ..ProgramOptions::default()
         },
-    )?;
+    )?
+    .tuned(launch.personality.as_ref(), launch.memory_policy.as_ref())?;
     // Were it dead by now, the root might have been that of another process of the same number.
     check_running(target, options)?;
     let entry = Entry {
@@ -104,6 +106,7 @@ pub fn exec(
         stdio,
         detached: options.detached,
         oom_score_adj: launch.process.oom_score_adj(),
+        affinity: Affinity::of(launch.process.exec_cpu_affinity().as_ref())?,
     };
     let (parent, stage) = entry.clone_stage()?;
     drop(entry);
@@ -157,6 +160,7 @@ struct Entry<'a> {
     stdio: Stdio,
     detached: bool,
     oom_score_adj: Option<i32>,
+    affinity: Affinity,
 }
 
 impl Entry<'_> {
@@ -197,11 +201,12 @@ impl Entry<'_> {
     /// The stage.
     fn enter(&self, channel: &Child) -> Result<(), LaunchError> {
         guard()?;
+        self.affinity.apply_initial()?;
         self.cgroup().join()?;
         if let Some(adjustment) = self.oom_score_adj {
             set_oom_score(adjustment)?;
         }
-        process::reset_cpu_affinity().map_err(|error| LaunchError::step("reset the CPU affinity", error))?;
+        self.affinity.apply_final()?;
         self.join_namespaces()?;
         let args = CloneArgs { sibling: true, ..CloneArgs::default() };
         let cloned = process::clone_child(&args, || {

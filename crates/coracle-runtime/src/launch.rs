@@ -219,6 +219,12 @@ pub struct ExecLaunch {
     /// The container's `linux.seccomp`.
     #[serde(default)]
     pub profile: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// The container's `linux.personality`.
+    #[serde(default)]
+    pub personality: Option<oci_spec::runtime::LinuxPersonality>,
+    /// The container's `linux.memoryPolicy`.
+    #[serde(default)]
+    pub memory_policy: Option<oci_spec::runtime::LinuxMemoryPolicy>,
 }
 
 impl ExecLaunch {
@@ -229,7 +235,14 @@ impl ExecLaunch {
         let mut process = launch.spec.process().clone().unwrap_or_default();
         process.set_args(Some(args));
         process.set_terminal(None);
-        let profile = launch.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
-        Self { process, user: launch.user.clone(), seccomp: launch.seccomp, profile }
+        let linux = launch.spec.linux().as_ref();
+        Self {
+            process,
+            user: launch.user.clone(),
+            seccomp: launch.seccomp,
+            profile: linux.and_then(|linux| linux.seccomp().clone()),
+            personality: linux.and_then(|linux| linux.personality().clone()),
+            memory_policy: linux.and_then(|linux| linux.memory_policy().clone()),
+        }
     }
 }

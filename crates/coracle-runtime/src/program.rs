@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use coracle_sys::process as sys;
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxMemoryPolicy, LinuxPersonality, PosixRlimitType, Process};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
@@ -24,6 +24,8 @@ use crate::caps::{SYS_ADMIN, Sets};
 use crate::channel::Child;
 use crate::error::tolerate;
 use crate::gate::Departure;
+use crate::labels::Labels;
+use crate::schedule::Tuning;
 use crate::seccomp::Filter;
 use crate::user::{self, Identity};
 use crate::{ExecProblem, LaunchError, UserSpec, caps, defaults};
@@ -38,6 +40,8 @@ pub(crate) struct Program<'a> {
     args: Vec<CString>,
     env: Vec<CString>,
     filter: Option<Filter>,
+    tuning: Tuning,
+    labels: Option<Labels>,
     pub(crate) options: ProgramOptions,
 }
 
@@ -61,7 +65,9 @@ impl<'a> Program<'a> {
         filter: Option<Filter>,
         options: ProgramOptions,
     ) -> Result<Self, LaunchError> {
-        refuse_unsupported(process)?;
+        check_limits(process)?;
+        let tuning = Tuning::of(process)?;
+        let labels = Labels::of(process)?;
         let given = process.env().as_deref().unwrap_or_default();
         let home_wanted = !given.iter().any(|variable| variable.starts_with("HOME="));
         let identity = match user {
@@ -80,12 +86,32 @@ impl<'a> Program<'a> {
         if !process.cwd().is_absolute() {
             return Err(LaunchError::spec("process.cwd", "it is no absolute path"));
         }
-        Ok(Self { process, identity, args, env, filter, options })
+        if process.command_line().as_ref().is_some_and(|line| !line.is_empty()) {
+            return Err(LaunchError::spec(
+                "process.commandLine",
+                "it is for Windows; process.args is for Linux",
+            ));
+        }
+        Ok(Self { process, identity, args, env, filter, tuning, labels, options })
+    }
+
+    /// With what the configuration says of the whole container.
+    pub(crate) fn tuned(
+        mut self,
+        personality: Option<&LinuxPersonality>,
+        memory: Option<&LinuxMemoryPolicy>,
+    ) -> Result<Self, LaunchError> {
+        self.tuning.add(personality, memory)?;
+        Ok(self)
     }
 
     /// Becomes the program, once `departure` lets it. Returns only if that fails.
     pub(crate) fn run(&self, channel: &Child, departure: &Departure<'_>) -> Result<Infallible, LaunchError> {
         self.set_limits(channel)?;
+        self.tuning.apply(channel)?;
+        if let Some(labels) = &self.labels {
+            labels.label_keys()?;
+        }
         if !self.options.no_new_keyring
             && let Err(error) = sys::new_session_keyring(c"_coracle")
         {
@@ -105,6 +131,9 @@ impl<'a> Program<'a> {
         departure.pass(channel, &self.env, |channel| {
             sys::cloexec_from(3 + self.options.preserve_fds)
                 .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
+            if let Some(labels) = &self.labels {
+                labels.apply()?;
+            }
             self.load_filter(sets)?;
             if self.options.init {
                 // Process 1 is never going to execute anything, by which it could be seen to have come this far.
@@ -122,6 +151,7 @@ impl<'a> Program<'a> {
             Some(libc::ENOENT) => ExecProblem::NoInterpreter,
             Some(libc::EACCES | libc::EPERM) => ExecProblem::Denied,
             Some(libc::ENOEXEC) => ExecProblem::BadFormat,
+            Some(libc::E2BIG) => ExecProblem::TooLong,
             _ => return LaunchError::step(format!("execute {}", self.name()), error),
         };
         LaunchError::Exec { program: self.name(), problem }
@@ -339,22 +369,14 @@ pub(crate) fn hide_and_tie() -> Result<(), LaunchError> {
         .map_err(|error| LaunchError::step("hide the process", error))
 }
 
-fn refuse_unsupported(process: &Process) -> Result<(), LaunchError> {
-    let named = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
-    if named(process.selinux_label()) {
-        return Err(LaunchError::unsupported("process.selinuxLabel"));
-    }
-    if process.apparmor_profile().as_ref().is_some_and(|p| !p.is_empty() && p != "unconfined") {
-        return Err(LaunchError::unsupported("process.apparmorProfile"));
-    }
-    if process.scheduler().is_some() {
-        return Err(LaunchError::unsupported("process.scheduler"));
-    }
-    if process.io_priority().is_some() {
-        return Err(LaunchError::unsupported("process.ioPriority"));
-    }
-    if process.exec_cpu_affinity().is_some() {
-        return Err(LaunchError::unsupported("process.execCPUAffinity"));
+/// One limit of a kind: which of two would count is anybody's guess.
+fn check_limits(process: &Process) -> Result<(), LaunchError> {
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (idx, limit) in limits.iter().enumerate() {
+        if limits.iter().take(idx).any(|earlier| earlier.typ() == limit.typ()) {
+            let field = format!("process.rlimits[{idx}].type");
+            return Err(LaunchError::spec(field, format!("{} is there twice", limit.typ())));
+        }
     }
     Ok(())
 }

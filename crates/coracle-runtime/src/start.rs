@@ -52,7 +52,8 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             no_new_keyring: options.no_new_keyring,
             ..ProgramOptions::default()
         },
-    )?;
+    )?
+    .tuned(linux.and_then(|l| l.personality().as_ref()), linux.and_then(|l| l.memory_policy().as_ref()))?;
     let mut warnings = Vec::new();
     let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
     let hooks = launch.spec.hooks().as_ref();
@@ -143,8 +144,6 @@ fn check<'a>(launch: &'a Launch, stdio: &Stdio) -> Result<(&'a Process, Plan), L
     }
     if let Some(linux) = spec.linux() {
         refuse("linux.intelRdt", linux.intel_rdt().is_some())?;
-        refuse("linux.memoryPolicy", linux.memory_policy().is_some())?;
-        refuse("linux.personality", linux.personality().is_some())?;
         refuse("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()))?;
         refuse("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()))?;
         refuse("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()))?;

@@ -16,7 +16,7 @@ use rustix::fs::{FileType, OFlags};
 use crate::{LaunchError, UserSpec};
 
 /// Bytes of `passwd` or `group` that are read at most.
-const FILE_BYTES_MAX: usize = 8 << 20;
+const FILE_BYTES_MAX: usize = 1 << 20;
 /// Highest user or group id.
 const ID_MAX: u32 = i32::MAX.cast_unsigned();
 

@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod netns;
 pub mod powercut;
 pub mod process;
+pub mod schedule;
 pub mod seccomp;
 pub mod socket;
 pub mod terminal;

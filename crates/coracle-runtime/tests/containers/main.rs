@@ -11,6 +11,7 @@
 )]
 
 mod cgroups;
+mod exec;
 mod gate;
 mod hooks;
 mod hostile;
@@ -35,6 +36,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
     let inner = if inside::is_inside() { inside::INNER } else { &[] };
     let areas = [
         process::CASES,
+        exec::CASES,
         mounts::CASES,
         hostile::CASES,
         inside::CASES,
