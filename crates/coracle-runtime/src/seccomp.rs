@@ -6,17 +6,21 @@
 //! Docker's profile, of which the kernel executes ten for any call, where a chain has a thousand.
 //!
 //! Two decisions that profiles do not express:
-//! - numbers above the highest that the profile names answer `ENOSYS` where the default is an error: programs fall
-//!   back on that, and on `EPERM` they do not (the rule of runc);
-//! - other ABIs of the machine (i386, x32) answer `ENOSYS` always: `socketcall` of i386 hides its arguments from
-//!   any filter, which would leave open what the profile closes.
+//! - numbers above the highest that the profile names answer `ENOSYS` unless the default lets calls through:
+//!   programs fall back on that, and on `EPERM` they do not (the rule of runc);
+//! - under the default profile other ABIs of the machine (i386, x32) answer `ENOSYS`: `socketcall` of i386 hides
+//!   its arguments from any filter, which would leave open what the profile closes. A profile that lists their
+//!   architectures opens them; where one is not listed, its calls kill, as with libseccomp.
 //!
 //! The default profile is Docker's: `default.json` is `seccomp/default.json` of <https://github.com/moby/profiles>
 //! at 3c28324314729dbade8287e868eef6338c42807a (2026-05-06), Apache-2.0, Copyright The Moby Authors, unchanged.
 //!
 //! Source: OCI runtime-spec `config-linux.md#seccomp`, seccomp(2), libseccomp's meaning of each operator.
 
+mod abi;
+mod compat;
 mod compile;
+mod listener;
 mod profile;
 mod syscalls;
 
@@ -24,6 +28,12 @@ use coracle_sys::seccomp::Instruction;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 
 use crate::{LaunchError, SeccompSource};
+use abi::Abi;
+pub(crate) use listener::Listener;
+
+const FLAG_LOG: u32 = 1 << 1;
+const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FLAG_WAIT_KILLABLE: u32 = 1 << 5;
 
 /// A program, ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +42,8 @@ pub struct Filter {
     pub program: Vec<Instruction>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u32,
+    /// Who answers for the calls that ask.
+    pub(crate) listener: Option<Listener>,
 }
 
 /// Docker's default profile, in Docker's form.
@@ -46,12 +58,14 @@ pub(crate) fn filter(
     match (source, spec) {
         (SeccompSource::Unconfined, _) | (SeccompSource::FromSpec, None) => Ok(None),
         (SeccompSource::Default, _) => {
-            let policy = profile::read(DEFAULT_PROFILE, bounding)?;
-            Ok(Some(Filter { program: compile::compile(&policy)?, flags: 0 }))
+            let profile = profile::read(DEFAULT_PROFILE, bounding, &[Abi::NATIVE])?;
+            Ok(Some(Filter { program: compile::compile(&profile)?, flags: 0, listener: None }))
         }
         (SeccompSource::FromSpec, Some(spec)) => {
-            let policy = profile::of_spec(spec)?;
-            Ok(Some(Filter { program: compile::compile(&policy)?, flags: flags(spec) }))
+            let profile = profile::of_spec(spec)?;
+            let listener = if profile.notifies() { Some(Listener::of(spec)?) } else { None };
+            let flags = flags(spec, listener.is_some());
+            Ok(Some(Filter { program: compile::compile(&profile)?, flags, listener }))
         }
     }
 }
@@ -68,16 +82,21 @@ pub fn resolve(json: &str, bounding: &oci_spec::runtime::Capabilities) -> Result
     Ok(resolved)
 }
 
-fn flags(spec: &LinuxSeccomp) -> u32 {
+fn flags(spec: &LinuxSeccomp, notifies: bool) -> u32 {
+    let Some(wanted) = spec.flags() else {
+        // Where nothing is said, no mitigation that costs every branch (runc, and the kernel since 5.16).
+        return FLAG_SPEC_ALLOW;
+    };
     let mut flags = 0;
-    for flag in spec.flags().iter().flatten() {
+    for flag in wanted {
         flags |= match flag {
             // One thread only: nothing to synchronise.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
-            // Concerns listeners only, which are refused.
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
-            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
+            // The kernel takes it together with a listener only.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if !notifies => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => FLAG_WAIT_KILLABLE,
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => FLAG_LOG,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FLAG_SPEC_ALLOW,
         };
     }
     flags

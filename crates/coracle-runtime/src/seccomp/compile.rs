@@ -1,18 +1,24 @@
 //! From a policy to instructions.
 //!
 //! ```text
-//! load architecture; another one → ENOSYS
-//! load number
-//! tree of "number ≥ k?" over ranges with one verdict each
-//!   leaf: return, or the argument rules of one number, then return
+//! load architecture
+//! for each one: another → the next block, or the verdict for foreign calls
+//!   load number
+//!   tree of "number ≥ k?" over ranges with one verdict each
+//!     leaf: return, or the argument rules of one number, then return
 //! ```
 //!
 //! A conditional jump reaches 255 instructions; a subtree that is longer is jumped over by `JA`.
 
+use std::collections::BTreeMap;
+
 use coracle_sys::seccomp::{INSTRUCTIONS_MAX, Instruction};
 
+use super::abi::{Abi, X32_BIT};
 use super::invalid;
-use super::profile::{Comparison, Condition, Policy, RET_ERRNO, Rule};
+use super::profile::{
+    Comparison, Condition, Policy, Profile, RET_ALLOW, RET_ERRNO, RET_LOG, RET_TRACE, Rule,
+};
 use crate::LaunchError;
 
 const LOAD: u16 = 0x20;
@@ -31,46 +37,66 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-#[cfg(target_arch = "x86_64")]
-const NATIVE: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const NATIVE: u32 = 0xc000_00b7;
-
-/// Calls of the x32 ABI come with the native architecture and this bit.
-#[cfg(target_arch = "x86_64")]
-const X32: Option<u32> = Some(0x4000_0000);
-/// There is no second ABI under the native architecture.
-#[cfg(target_arch = "aarch64")]
-const X32: Option<u32> = None;
-
 const ENOSYS: u32 = RET_ERRNO | 38;
 
 /// What a range of numbers gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leaf {
+enum Leaf<'a> {
     Return(u32),
     /// These rules in order, then this result.
-    Rules(Vec<usize>, u32),
+    Rules(Vec<&'a Rule>, u32),
 }
 
-pub(super) fn compile(policy: &Policy) -> Result<Vec<Instruction>, LaunchError> {
-    if let Some(rule) = policy.rules.iter().find(|rule| rule.conditions.len() > CONDITIONS_MAX) {
+pub(super) fn compile(profile: &Profile) -> Result<Vec<Instruction>, LaunchError> {
+    let too_long = |rule: &&Rule| rule.conditions.len() > CONDITIONS_MAX;
+    if let Some(rule) = profile.policies.iter().flat_map(|policy| &policy.rules).find(too_long) {
         return Err(invalid(format!(
             "a rule for call {} has more than {CONDITIONS_MAX} conditions",
             rule.number
         )));
     }
-    let ranges = ranges(policy);
     let mut program = Vec::with_capacity(512);
     program.push(instruction(LOAD, ARCHITECTURE));
-    program.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: NATIVE });
-    program.push(instruction(RETURN, ENOSYS));
-    program.push(instruction(LOAD, NUMBER));
-    tree(&ranges, &policy.rules, &mut program);
+    let blocks = blocks(profile);
+    for (idx, (arch, ranges)) in blocks.iter().enumerate() {
+        let mut block = vec![instruction(LOAD, NUMBER)];
+        tree(ranges, &mut block);
+        program.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *arch });
+        program.push(if idx + 1 == blocks.len() {
+            instruction(RETURN, profile.foreign)
+        } else {
+            instruction(JUMP, u32::try_from(block.len()).unwrap_or(u32::MAX))
+        });
+        program.append(&mut block);
+    }
     if program.len() > INSTRUCTIONS_MAX {
         return Err(invalid(format!("it needs {} instructions, the kernel takes 4096", program.len())));
     }
     Ok(program)
+}
+
+type Ranges<'a> = Vec<(u32, Leaf<'a>)>;
+
+/// Verdicts by architecture. x32 has no block of its own: it is the upper half of the numbers of `x86_64`.
+fn blocks(profile: &Profile) -> Vec<(u32, Ranges<'_>)> {
+    let x32 = profile.policies.iter().find(|policy| policy.abi == Abi::X32);
+    profile
+        .policies
+        .iter()
+        .filter(|policy| policy.abi != Abi::X32)
+        .map(|policy| {
+            let mut ranges = ranges(policy);
+            if policy.abi == Abi::X86_64 {
+                match x32 {
+                    Some(x32) => {
+                        ranges.extend(self::ranges(x32).into_iter().map(|(n, leaf)| (n | X32_BIT, leaf)));
+                    }
+                    None => add(&mut ranges, X32_BIT, Leaf::Return(profile.foreign)),
+                }
+            }
+            (policy.abi.audit(), ranges)
+        })
+        .collect()
 }
 
 fn instruction(code: u16, k: u32) -> Instruction {
@@ -78,61 +104,79 @@ fn instruction(code: u16, k: u32) -> Instruction {
 }
 
 /// Verdicts by first number; each holds up to the next one.
-fn ranges(policy: &Policy) -> Vec<(u32, Leaf)> {
-    let n = usize::try_from(policy.highest).unwrap_or(0) + 1;
-    let mut by_number: Vec<Leaf> = vec![Leaf::Return(policy.default); n];
+fn ranges(policy: &Policy) -> Ranges<'_> {
+    let mut by_number: BTreeMap<u32, Leaf<'_>> = BTreeMap::new();
     // Conditional rules go first, in their order; the unconditional one is what is left when none holds.
-    for (idx, rule) in policy.rules.iter().enumerate() {
-        let Some(leaf) = usize::try_from(rule.number).ok().and_then(|number| by_number.get_mut(number))
-        else {
-            continue;
-        };
+    for rule in &policy.rules {
+        let leaf = by_number.entry(rule.number).or_insert(Leaf::Return(policy.default));
         match (leaf, rule.conditions.is_empty()) {
             (Leaf::Return(result) | Leaf::Rules(_, result), true) => *result = rule.result,
-            (Leaf::Rules(rules, _), false) => rules.push(idx),
+            (Leaf::Rules(rules, _), false) => rules.push(rule),
             (leaf @ Leaf::Return(_), false) => {
                 if let Leaf::Return(result) = *leaf {
-                    *leaf = Leaf::Rules(vec![idx], result);
+                    *leaf = Leaf::Rules(vec![rule], result);
                 }
             }
         }
     }
-    let mut ranges: Vec<(u32, Leaf)> = Vec::new();
-    let mut add = |start: u32, leaf: Leaf| {
-        if !matches!((ranges.last(), &leaf), (Some((_, Leaf::Return(a))), Leaf::Return(b)) if a == b) {
-            ranges.push((start, leaf));
-        }
+    let beyond = match policy.highest {
+        Some(_) if !is_permissive(policy.default) => ENOSYS,
+        _ => policy.default,
     };
-    for (number, leaf) in (0_u32..).zip(by_number) {
+    // Where the numbers end that the profile can have known.
+    let end = policy.highest.map_or(0, |highest| highest + 1);
+    let rest = |number: u32| Leaf::Return(if number < end { policy.default } else { beyond });
+    let mut ranges: Ranges<'_> = Vec::new();
+    add(&mut ranges, 0, rest(0));
+    for (number, leaf) in by_number {
+        if number >= end {
+            add(&mut ranges, end, rest(end));
+        }
         // Rules that all end as the rest does decide nothing.
         let leaf = match leaf {
-            Leaf::Rules(rules, rest)
-                if rules.iter().all(|idx| policy.rules.get(*idx).is_some_and(|r| r.result == rest)) =>
-            {
-                Leaf::Return(rest)
+            Leaf::Rules(rules, result) if rules.iter().all(|rule| rule.result == result) => {
+                Leaf::Return(result)
             }
             other => other,
         };
-        add(number, leaf);
+        add(&mut ranges, number, leaf);
+        add(&mut ranges, number + 1, rest(number + 1));
     }
-    let is_error = policy.default & 0xffff_0000 == RET_ERRNO;
-    add(policy.highest + 1, Leaf::Return(if is_error { ENOSYS } else { policy.default }));
-    if let Some(bit) = X32 {
-        add(bit, Leaf::Return(ENOSYS));
-    }
+    add(&mut ranges, end, rest(end));
     ranges
 }
 
-fn tree(ranges: &[(u32, Leaf)], rules: &[Rule], program: &mut Vec<Instruction>) {
+/// Defaults under which a call that the profile cannot have known is let through; under the others it does not
+/// exist, on which programs fall back (the rule of runc).
+fn is_permissive(default: u32) -> bool {
+    matches!(default & 0xffff_0000, RET_ALLOW | RET_LOG | RET_TRACE)
+}
+
+/// Appends a range, or lets it begin anew where nothing lies in between.
+fn add<'a>(ranges: &mut Ranges<'a>, start: u32, leaf: Leaf<'a>) {
+    if let Some((last, _)) = ranges.last() {
+        if *last > start {
+            return;
+        }
+        if *last == start {
+            ranges.pop();
+        }
+    }
+    if !matches!((ranges.last(), &leaf), (Some((_, Leaf::Return(a))), Leaf::Return(b)) if a == b) {
+        ranges.push((start, leaf));
+    }
+}
+
+fn tree(ranges: &[(u32, Leaf<'_>)], program: &mut Vec<Instruction>) {
     match ranges {
         [] => {}
-        [(_, leaf)] => emit_leaf(leaf, rules, program),
+        [(_, leaf)] => emit_leaf(leaf, program),
         _ => {
             let (left, right) = ranges.split_at(ranges.len() / 2);
             let first = right.first().map_or(0, |(start, _)| *start);
             let at = program.len();
             program.push(instruction(JUMP_GREATER_OR_EQUAL, first));
-            tree(left, rules, program);
+            tree(left, program);
             let length = program.len() - at - 1;
             match u8::try_from(length) {
                 Ok(length) => set_jumps(program, at, length, 0),
@@ -142,7 +186,7 @@ fn tree(ranges: &[(u32, Leaf)], rules: &[Rule], program: &mut Vec<Instruction>) 
                     program.insert(at + 1, instruction(JUMP, u32::try_from(length).unwrap_or(u32::MAX)));
                 }
             }
-            tree(right, rules, program);
+            tree(right, program);
         }
     }
 }
@@ -154,11 +198,11 @@ fn set_jumps(program: &mut [Instruction], at: usize, jt: u8, jf: u8) {
     }
 }
 
-fn emit_leaf(leaf: &Leaf, rules: &[Rule], program: &mut Vec<Instruction>) {
+fn emit_leaf(leaf: &Leaf<'_>, program: &mut Vec<Instruction>) {
     let rest = match leaf {
         Leaf::Return(result) => *result,
-        Leaf::Rules(indices, rest) => {
-            for rule in indices.iter().filter_map(|idx| rules.get(*idx)) {
+        Leaf::Rules(rules, rest) => {
+            for rule in rules {
                 emit_rule(rule, program);
             }
             *rest

@@ -2,16 +2,12 @@
 
 use std::borrow::Cow;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator};
 use serde::Deserialize;
 
+use super::abi::{Abi, multiplexed};
 use super::invalid;
 use crate::{LaunchError, caps};
-
-#[cfg(target_arch = "aarch64")]
-use super::syscalls::AARCH64 as SYSCALLS;
-#[cfg(target_arch = "x86_64")]
-use super::syscalls::X86_64 as SYSCALLS;
 
 /// The native architecture as Docker's profiles name it.
 #[cfg(target_arch = "x86_64")]
@@ -25,19 +21,31 @@ pub(super) const RET_ERRNO: u32 = 0x0005_0000;
 const RET_KILL_THREAD: u32 = 0;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_TRAP: u32 = 0x0003_0000;
-const RET_TRACE: u32 = 0x7ff0_0000;
-const RET_LOG: u32 = 0x7ffc_0000;
+pub(super) const RET_TRACE: u32 = 0x7ff0_0000;
+pub(super) const RET_LOG: u32 = 0x7ffc_0000;
+pub(super) const RET_NOTIFY: u32 = 0x7fc0_0000;
 const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
 
-/// A profile with every name and condition resolved.
+/// A profile with every condition resolved, for each ABI that it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Profile {
+    /// The native one first.
+    pub(super) policies: Vec<Policy>,
+    /// What a call of any other ABI gets, as the kernel's return value.
+    pub(super) foreign: u32,
+}
+
+/// A profile with every name and condition resolved for one ABI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
+    pub(super) abi: Abi,
     /// What a call without a rule gets, as the kernel's return value.
     pub(super) default: u32,
     /// In the profile's order.
     pub(super) rules: Vec<Rule>,
-    /// The highest number that the profile names.
-    pub(super) highest: u32,
+    /// The highest number that the profile names, if it names any.
+    pub(super) highest: Option<u32>,
 }
 
 /// What calls of a number get if all conditions hold.
@@ -77,8 +85,25 @@ struct Document<'a> {
     default_errno_ret: Option<u32>,
     #[serde(borrow, default)]
     syscalls: Vec<Entry<'a>>,
+    #[serde(borrow)]
     listener_path: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    listener_metadata: Option<Cow<'a, str>>,
     flags: Option<Vec<String>>,
+    #[serde(borrow)]
+    architectures: Option<Vec<Cow<'a, str>>>,
+    #[serde(borrow)]
+    arch_map: Option<Vec<Family<'a>>>,
+}
+
+/// An architecture and the other ABIs that its kernels run.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Family<'a> {
+    #[serde(borrow)]
+    architecture: Cow<'a, str>,
+    #[serde(borrow)]
+    sub_architectures: Option<Vec<Cow<'a, str>>>,
 }
 
 #[derive(Deserialize)]
@@ -126,14 +151,12 @@ fn parse(json: &str) -> Result<Document<'_>, LaunchError> {
     serde_json::from_str(json).map_err(|error| invalid(error.to_string()))
 }
 
-/// Reads a profile for a process with the capabilities in `bounding`.
-pub(super) fn read(json: &str, bounding: u64) -> Result<Policy, LaunchError> {
+/// Reads a profile for a process with the capabilities in `bounding`. It is one of ours: no listener, and the
+/// ABIs are `abis`, whatever it lists. Calls of others find no such call.
+pub(super) fn read(json: &str, bounding: u64, abis: &[Abi]) -> Result<Profile, LaunchError> {
     let document = parse(json)?;
-    if document.listener_path.is_some() {
-        return Err(LaunchError::unsupported("seccomp.listenerPath"));
-    }
     let default = action(&document.default_action, document.default_errno_ret)?;
-    let mut policy = Policy { default, rules: Vec::with_capacity(512), highest: 0 };
+    let mut profile = Profile::new(default, abis, RET_ERRNO | ENOSYS);
     let kernel = kernel_version();
     for entry in &document.syscalls {
         if !entry.applies(bounding, kernel)? {
@@ -143,29 +166,86 @@ pub(super) fn read(json: &str, bounding: u64) -> Result<Policy, LaunchError> {
         let conditions =
             entry.args.iter().flatten().map(Argument::condition).collect::<Result<Vec<_>, _>>()?;
         for name in entry.names.iter().copied().chain(entry.name) {
-            policy.add(name, &conditions, result);
+            profile.add(name, &conditions, result);
         }
     }
-    Ok(policy)
+    Ok(profile)
+}
+
+impl Profile {
+    fn new(default: u32, abis: &[Abi], foreign: u32) -> Self {
+        let policy = |abi: &Abi| Policy { abi: *abi, default, rules: Vec::with_capacity(512), highest: None };
+        Self { policies: abis.iter().map(policy).collect(), foreign }
+    }
+
+    /// Names of other architectures and of newer kernels are passed over, as runc does.
+    fn add(&mut self, name: &str, conditions: &[Condition], result: u32) {
+        for policy in &mut self.policies {
+            policy.add(name, conditions, result);
+        }
+    }
+
+    /// Whether any call waits for the word of a listener.
+    pub(super) fn notifies(&self) -> bool {
+        self.policies.iter().flat_map(|policy| &policy.rules).any(|rule| rule.result == RET_NOTIFY)
+    }
 }
 
 impl Policy {
-    /// Names of other architectures and of newer kernels are passed over, as runc does.
     fn add(&mut self, name: &str, conditions: &[Condition], result: u32) {
-        if let Some(number) = number_of(name) {
-            self.highest = self.highest.max(number);
-            self.rules.push(Rule { number, conditions: conditions.to_vec(), result });
+        let Some(number) = self.abi.number_of(name) else { return };
+        if !self.abi.is_private(number) {
+            self.highest = self.highest.max(Some(number));
+        }
+        // The same as if it were not there: an earlier rule for the call keeps its say (runc).
+        if conditions.is_empty() && result == self.default {
+            return;
+        }
+        let conditions: Vec<Condition> =
+            conditions.iter().map(|condition| self.abi.narrowed(*condition)).collect();
+        if conditions.is_empty()
+            && let Some((multiplexer, call)) = multiplexed(self.abi, name)
+        {
+            // The same call by another way, where only its own number can be looked at.
+            let comparison = Comparison::Equal(call);
+            let conditions = vec![Condition { argument: 0, comparison }];
+            self.rules.push(Rule { number: multiplexer, conditions, result });
+        }
+        if repeats_an_argument(&conditions) {
+            let alone = |condition| Rule { number, conditions: vec![condition], result };
+            self.rules.extend(conditions.into_iter().map(alone));
+        } else {
+            self.rules.push(Rule { number, conditions, result });
         }
     }
 }
 
-/// The configuration's own form, which has no conditions.
-pub(super) fn of_spec(spec: &LinuxSeccomp) -> Result<Policy, LaunchError> {
-    if spec.listener_path().is_some() {
-        return Err(LaunchError::unsupported("seccomp.listenerPath"));
-    }
+/// Several conditions on one argument are alternatives instead of a conjunction: libseccomp cannot express it,
+/// runc makes a rule of each, and profiles count on that.
+fn repeats_an_argument(conditions: &[Condition]) -> bool {
+    let mut seen = conditions.iter().map(|condition| condition.argument).collect::<Vec<_>>();
+    seen.sort_unstable();
+    seen.windows(2).any(|pair| matches!(pair, [a, b] if a == b))
+}
+
+/// The configuration's own form, which has no conditions. Calls of ABIs that it does not list kill, as with
+/// libseccomp.
+pub(super) fn of_spec(spec: &LinuxSeccomp) -> Result<Profile, LaunchError> {
     let default = result_of(spec.default_action(), spec.default_errno_ret())?;
-    let mut policy = Policy { default, rules: Vec::with_capacity(512), highest: 0 };
+    if default == RET_NOTIFY {
+        return Err(invalid(
+            "SCMP_ACT_NOTIFY cannot be the default action: nobody could hand the listener over",
+        ));
+    }
+    let mut abis = vec![Abi::NATIVE];
+    for arch in spec.architectures().iter().flatten() {
+        if let Some(abi) = abi_of(*arch)
+            && !abis.contains(&abi)
+        {
+            abis.push(abi);
+        }
+    }
+    let mut profile = Profile::new(default, &abis, RET_KILL_THREAD);
     for entry in spec.syscalls().iter().flatten() {
         let result = result_of(entry.action(), entry.errno_ret())?;
         let mut conditions = Vec::new();
@@ -175,15 +255,34 @@ pub(super) fn of_spec(spec: &LinuxSeccomp) -> Result<Policy, LaunchError> {
             conditions.push(condition(index, comparison)?);
         }
         for name in entry.names() {
-            policy.add(name, &conditions, result);
+            if result == RET_NOTIFY && name == "write" {
+                let reason = "SCMP_ACT_NOTIFY cannot be used for write, by which the listener is handed over";
+                return Err(invalid(reason));
+            }
+            profile.add(name, &conditions, result);
         }
     }
-    Ok(policy)
+    Ok(profile)
+}
+
+/// The ABI of this machine that an architecture stands for. Calls of the others never come here.
+fn abi_of(arch: Arch) -> Option<Abi> {
+    let abi = match arch {
+        Arch::ScmpArchNative => Abi::NATIVE,
+        Arch::ScmpArchX86_64 => Abi::X86_64,
+        Arch::ScmpArchX86 => Abi::X86,
+        Arch::ScmpArchX32 => Abi::X32,
+        Arch::ScmpArchAarch64 => Abi::Aarch64,
+        Arch::ScmpArchArm => Abi::Arm,
+        _ => return None,
+    };
+    abi.is_of_this_machine().then_some(abi)
 }
 
 /// Docker's form with its conditions resolved, as OCI's form.
 pub(super) fn resolve(json: &str, bounding: u64) -> Result<LinuxSeccomp, LaunchError> {
     let document = parse(json)?;
+    let architectures = document.architectures()?;
     let kernel = kernel_version();
     let mut entries = Vec::new();
     for entry in &document.syscalls {
@@ -217,8 +316,36 @@ pub(super) fn resolve(json: &str, bounding: u64) -> Result<LinuxSeccomp, LaunchE
         if let Some(path) = document.listener_path {
             fields.insert("listenerPath".to_owned(), path.into());
         }
+        if let Some(metadata) = document.listener_metadata {
+            fields.insert("listenerMetadata".to_owned(), metadata.into());
+        }
+        if let Some(architectures) = architectures {
+            fields.insert("architectures".to_owned(), architectures.into());
+        }
     }
     serde_json::from_value(value).map_err(|error| invalid(error.to_string()))
+}
+
+impl Document<'_> {
+    /// Those that the profile lists, or its map gives for this machine.
+    fn architectures(&self) -> Result<Option<Vec<String>>, LaunchError> {
+        let owned = |names: &[Cow<'_, str>]| names.iter().map(|name| name.clone().into_owned()).collect();
+        let listed = self.architectures.as_deref().unwrap_or_default();
+        match (listed, self.arch_map.as_deref().unwrap_or_default()) {
+            ([], []) => Ok(None),
+            (listed, []) => Ok(Some(owned(listed))),
+            ([], families) => {
+                let family = families.iter().find(|family| family.architecture == Abi::NATIVE.name());
+                Ok(family.map(|family| {
+                    let mut names: Vec<String> =
+                        owned(family.sub_architectures.as_deref().unwrap_or_default());
+                    names.insert(0, family.architecture.clone().into_owned());
+                    names
+                }))
+            }
+            _ => Err(invalid("it has both architectures and archMap; one of them is allowed")),
+        }
+    }
 }
 
 impl Entry<'_> {
@@ -305,7 +432,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32, LaunchError> {
         "SCMP_ACT_TRAP" => RET_TRAP,
         "SCMP_ACT_TRACE" => RET_TRACE | errno,
         "SCMP_ACT_LOG" => RET_LOG,
-        "SCMP_ACT_NOTIFY" => return Err(LaunchError::unsupported("the seccomp action SCMP_ACT_NOTIFY")),
+        "SCMP_ACT_NOTIFY" => RET_NOTIFY,
         other => return Err(invalid(format!("the action {other} is not known"))),
     })
 }
@@ -324,11 +451,6 @@ fn result_of(kind: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Launch
         },
         errno,
     )
-}
-
-pub(super) fn number_of(name: &str) -> Option<u32> {
-    let idx = SYSCALLS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-    SYSCALLS.get(idx).map(|(_, number)| u32::from(*number))
 }
 
 /// `4.8` or `6.18.44-generic`.

@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use coracle_sys::seccomp::Instruction;
 
-use super::profile::{Comparison, Policy, RET_ALLOW, RET_ERRNO};
+use super::abi::X32_BIT;
+use super::profile::{Comparison, Policy, Profile, RET_ALLOW, RET_ERRNO, RET_NOTIFY};
 use super::*;
 
-#[cfg(target_arch = "x86_64")]
-const NATIVE: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const NATIVE: u32 = 0xc000_00b7;
 const ENOSYS: u32 = RET_ERRNO | 38;
 
 struct Call {
@@ -21,7 +18,12 @@ struct Call {
 
 impl Call {
     fn native(number: u32, args: [u64; 6]) -> Self {
-        Self { arch: NATIVE, number, args }
+        Self::by(Abi::NATIVE, number, args)
+    }
+
+    fn by(abi: Abi, number: u32, args: [u64; 6]) -> Self {
+        let number = if abi == Abi::X32 { number | X32_BIT } else { number };
+        Self { arch: abi.audit(), number, args }
     }
 
     fn load(&self, offset: u32) -> u32 {
@@ -59,14 +61,14 @@ fn emulate(program: &[Instruction], call: &Call) -> u32 {
 }
 
 /// What the rules say, read one by one.
-fn interpret(policy: &Policy, call: &Call) -> u32 {
-    let is_error = policy.default & 0xffff_0000 == RET_ERRNO;
-    if call.number > policy.highest {
-        let x32 = cfg!(target_arch = "x86_64") && call.number >= 0x4000_0000;
-        return if is_error || x32 { ENOSYS } else { policy.default };
-    }
+fn interpret(profile: &Profile, call: &Call) -> u32 {
+    let is_x32 = call.arch == Abi::X32.audit() && call.number >= X32_BIT;
+    let is_its = |policy: &&Policy| policy.abi.audit() == call.arch && (policy.abi == Abi::X32) == is_x32;
+    let policy = profile.policies.iter().find(is_its);
+    let Some(policy) = policy else { return profile.foreign };
+    let number = if is_x32 { call.number & !X32_BIT } else { call.number };
     let holds = |rule: &&super::profile::Rule| {
-        rule.number == call.number
+        rule.number == number
             && rule.conditions.iter().all(|condition| {
                 let arg = call.args[usize::try_from(condition.argument).unwrap()];
                 match condition.comparison {
@@ -82,7 +84,16 @@ fn interpret(policy: &Policy, call: &Call) -> u32 {
     };
     let conditional = policy.rules.iter().filter(|rule| !rule.conditions.is_empty()).find(holds);
     let unconditional = policy.rules.iter().rev().filter(|rule| rule.conditions.is_empty()).find(holds);
-    conditional.or(unconditional).map_or(policy.default, |rule| rule.result)
+    if let Some(rule) = conditional.or(unconditional) {
+        return rule.result;
+    }
+    let named = policy.rules.iter().any(|rule| rule.number == number);
+    // ALLOW, LOG and TRACE let through what the profile cannot have known.
+    let permissive = [0x7fff, 0x7ffc, 0x7ff0].contains(&(policy.default >> 16));
+    match policy.highest {
+        Some(highest) if number > highest && !permissive && !named => ENOSYS,
+        _ => policy.default,
+    }
 }
 
 /// Every value at which a comparison changes its mind, and its neighbours in both words.
@@ -108,34 +119,57 @@ fn boundaries(policy: &Policy) -> Vec<u64> {
     values
 }
 
-fn check(policy: &Policy) -> usize {
-    let program = compile::compile(policy).unwrap();
-    let with_args: std::collections::BTreeSet<u32> =
-        policy.rules.iter().filter(|r| !r.conditions.is_empty()).map(|r| r.number).collect();
-    let boundaries = boundaries(policy);
-    let highest = policy.highest;
-    let edge = [highest + 1, highest + 2, 0x3fff_ffff, 0x4000_0000, 0x4000_0001, 0x4000_0200, u32::MAX];
-    for number in (0..=highest).chain(edge) {
-        let values: &[u64] = if with_args.contains(&number) { &boundaries } else { &[0, u64::MAX] };
-        for first in values {
-            for second in values {
-                let call = Call::native(number, [*first, *second, *first, *second, *first, *second]);
-                assert_eq!(
-                    emulate(&program, &call),
-                    interpret(policy, &call),
-                    "call {number} with {first:#x}, {second:#x}"
-                );
-            }
-        }
+fn check(profile: &Profile) -> usize {
+    let program = compile::compile(profile).unwrap();
+    for policy in &profile.policies {
+        check_policy(profile, policy, &program);
     }
-    for arch in [0x4000_0003, 0x4000_0028, 0] {
-        assert_eq!(emulate(&program, &Call { arch, number: 1, args: [0; 6] }), ENOSYS, "a foreign ABI");
+    let ours = |arch: u32| profile.policies.iter().any(|policy| policy.abi.audit() == arch);
+    for arch in
+        [0x4000_0003, 0x4000_0028, 0xc000_003e, 0xc000_00b7, 0].into_iter().filter(|arch| !ours(*arch))
+    {
+        assert_eq!(
+            emulate(&program, &Call { arch, number: 1, args: [0; 6] }),
+            profile.foreign,
+            "a foreign ABI"
+        );
     }
     program.len()
 }
 
+fn check_policy(profile: &Profile, policy: &Policy, program: &[Instruction]) {
+    let with_args: std::collections::BTreeSet<u32> =
+        policy.rules.iter().filter(|r| !r.conditions.is_empty()).map(|r| r.number).collect();
+    let boundaries = boundaries(policy);
+    let highest = policy.highest.unwrap_or(0);
+    let edge = [highest + 1, highest + 2, 0x3fff_ffff, 0x4000_0000, 0x4000_0001, 0x4000_0200, u32::MAX];
+    let beyond = policy.rules.iter().map(|rule| rule.number).filter(|number| *number > highest);
+    for number in (0..=highest).chain(edge).chain(beyond) {
+        let values: &[u64] = if with_args.contains(&number) { &boundaries } else { &[0, u64::MAX] };
+        for first in values {
+            for second in values {
+                let call = Call::by(policy.abi, number, [*first, *second, *first, *second, *first, *second]);
+                assert_eq!(
+                    emulate(program, &call),
+                    interpret(profile, &call),
+                    "{:?}: call {number} with {first:#x}, {second:#x}",
+                    policy.abi
+                );
+            }
+        }
+    }
+}
+
 fn number(name: &str) -> u32 {
-    profile::number_of(name).unwrap()
+    Abi::NATIVE.number_of(name).unwrap()
+}
+
+fn read(json: &str, bounding: u64) -> Result<Profile, LaunchError> {
+    profile::read(json, bounding, &[Abi::NATIVE])
+}
+
+fn spec(json: &str) -> LinuxSeccomp {
+    serde_json::from_str(json).unwrap()
 }
 
 fn docker_caps() -> u64 {
@@ -144,11 +178,11 @@ fn docker_caps() -> u64 {
 
 #[test]
 fn dockers_profile_means_the_same_as_a_program() {
-    let policy = profile::read(DEFAULT_PROFILE, docker_caps()).unwrap();
+    let policy = read(DEFAULT_PROFILE, docker_caps()).unwrap();
     let n = check(&policy);
     assert!(n < 250, "{n} instructions");
-    check(&profile::read(DEFAULT_PROFILE, u64::MAX).unwrap());
-    check(&profile::read(DEFAULT_PROFILE, 0).unwrap());
+    check(&read(DEFAULT_PROFILE, u64::MAX).unwrap());
+    check(&read(DEFAULT_PROFILE, 0).unwrap());
 }
 
 #[test]
@@ -196,7 +230,7 @@ fn every_operator_and_their_combinations_mean_the_same_as_a_program() {
                         {{"index":1,"value":{value},"op":"SCMP_CMP_{other}"}}]}},
                     {{"names":["write"],"action":"SCMP_ACT_LOG"}}]}}"#
                 );
-                check(&profile::read(&json, 0).unwrap());
+                check(&read(&json, 0).unwrap());
             }
         }
     }
@@ -216,23 +250,123 @@ fn subtrees_longer_than_a_jump_are_reached() {
         })
         .collect();
     let json = format!(r#"{{"defaultAction":"SCMP_ACT_KILL","syscalls":[{}]}}"#, rules.join(","));
-    assert!(check(&profile::read(&json, 0).unwrap()) > 600);
+    assert!(check(&read(&json, 0).unwrap()) > 600);
 }
 
 #[test]
-fn both_forms_give_the_same_program() {
+fn both_forms_give_the_same_verdicts() {
     let caps = crate::defaults::capabilities();
     let resolved = resolve(DEFAULT_PROFILE, &caps).unwrap();
-    let from_spec = filter(SeccompSource::FromSpec, Some(&resolved), 0).unwrap().unwrap();
-    let default = filter(SeccompSource::Default, None, docker_caps()).unwrap().unwrap();
-    assert_eq!(from_spec.program, default.program);
+    let from_spec = profile::of_spec(&resolved).unwrap();
+    let default = read(DEFAULT_PROFILE, docker_caps()).unwrap();
+    assert_eq!(from_spec.policies[0], default.policies[0]);
+    assert!(from_spec.policies.len() > 1, "the profile's own map of architectures counts");
+    check(&from_spec);
+}
+
+#[test]
+fn an_abi_that_is_listed_has_its_own_numbers_and_others_kill() {
+    let json = |archs: &str| {
+        format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","architectures":[{archs}],"syscalls":[
+            {{"names":["mkdir","mkdirat","socket","msgget","arm_nosuch"],"action":"SCMP_ACT_ERRNO","errnoRet":7}},
+            {{"names":["ioctl"],"action":"SCMP_ACT_ERRNO","errnoRet":8,
+              "args":[{{"index":1,"value":18446744073709551615,"op":"SCMP_CMP_EQ"}}]}}]}}"#
+        )
+    };
+    let all = profile::of_spec(&spec(&json(
+        r#""SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_X32","SCMP_ARCH_ARM","SCMP_ARCH_AARCH64""#,
+    )))
+    .unwrap();
+    check(&all);
+    let none = profile::of_spec(&spec(&json(r#""SCMP_ARCH_S390X""#))).unwrap();
+    check(&none);
+    assert_eq!((none.policies.len(), none.foreign), (1, 0));
+    if cfg!(target_arch = "x86_64") {
+        let program = compile::compile(&all).unwrap();
+        let verdict = |abi, number, args| emulate(&program, &Call::by(abi, number, args));
+        let denied = RET_ERRNO | 7;
+        assert_eq!(verdict(Abi::X86, 39, [0; 6]), denied, "mkdir of i386");
+        assert_eq!(verdict(Abi::X86, 83, [0; 6]), RET_ALLOW, "83 is mkdir of x86_64 only");
+        assert_eq!(verdict(Abi::X86, 359, [0; 6]), denied, "socket");
+        assert_eq!(verdict(Abi::X86, 102, [1, 0, 0, 0, 0, 0]), denied, "socketcall(SYS_SOCKET)");
+        assert_eq!(verdict(Abi::X86, 102, [2, 0, 0, 0, 0, 0]), RET_ALLOW, "socketcall(SYS_BIND)");
+        assert_eq!(verdict(Abi::X86, 117, [13, 0, 0, 0, 0, 0]), denied, "ipc(MSGGET)");
+        assert_eq!(
+            verdict(Abi::X86, 54, [0, 0xffff_ffff, 0, 0, 0, 0]),
+            RET_ERRNO | 8,
+            "32 bits are all there is"
+        );
+        assert_eq!(verdict(Abi::X32, 83, [0; 6]), denied, "mkdir of x32");
+        assert_eq!(verdict(Abi::X32, 514, [0, u64::MAX, 0, 0, 0, 0]), RET_ERRNO | 8, "ioctl of x32");
+        let one = compile::compile(&none).unwrap();
+        assert_eq!(emulate(&one, &Call::by(Abi::X86, 3, [0; 6])), 0, "i386 is not listed");
+        assert_eq!(emulate(&one, &Call::by(Abi::X32, 0, [0; 6])), 0, "x32 neither");
+    }
+}
+
+#[test]
+fn numbers_beyond_the_profile_do_not_exist_unless_all_is_let_through() {
+    for (default, beyond) in [
+        ("ERRNO", ENOSYS),
+        ("KILL", ENOSYS),
+        ("KILL_PROCESS", ENOSYS),
+        ("TRAP", ENOSYS),
+        ("TRACE", 0x7ff0_0001),
+        ("LOG", 0x7ffc_0000),
+        ("ALLOW", RET_ALLOW),
+    ] {
+        let json = format!(
+            r#"{{"defaultAction":"SCMP_ACT_{default}","syscalls":[{{"names":["read"],"action":"SCMP_ACT_ALLOW"}}]}}"#
+        );
+        let profile = profile::of_spec(&spec(&json)).unwrap();
+        check(&profile);
+        let program = compile::compile(&profile).unwrap();
+        assert_eq!(emulate(&program, &Call::native(10_000, [0; 6])), beyond, "{default}");
+    }
+    let nothing_named = profile::of_spec(&spec(r#"{"defaultAction":"SCMP_ACT_ERRNO"}"#)).unwrap();
+    check(&nothing_named);
+}
+
+#[test]
+fn a_listener_needs_a_socket_and_may_not_ask_for_what_hands_it_over() {
+    let refused = |json: &str| filter(SeccompSource::FromSpec, Some(&spec(json)), 0).unwrap_err().to_string();
+    let rule = |name: &str| format!(r#""syscalls":[{{"names":["{name}"],"action":"SCMP_ACT_NOTIFY"}}]"#);
+    let json = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW",{}}}"#, rule("mkdir"));
+    assert!(refused(&json).contains("linux.seccomp.listenerPath"));
+    let json = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x",{}}}"#, rule("write"));
+    assert!(refused(&json).contains("write"));
+    assert!(refused(r#"{"defaultAction":"SCMP_ACT_NOTIFY","listenerPath":"/x"}"#).contains("default action"));
+    let json = format!(
+        r#"{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x","listenerMetadata":"m",
+        "flags":["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],{}}}"#,
+        rule("mkdir")
+    );
+    let filter = filter(SeccompSource::FromSpec, Some(&spec(&json)), 0).unwrap().unwrap();
+    assert_eq!(filter.flags, FLAG_WAIT_KILLABLE);
+    assert_eq!(filter.listener.unwrap().metadata.as_deref(), Some("m"));
+    assert_eq!(emulate(&filter.program, &Call::native(number("mkdirat"), [0; 6])), RET_ALLOW);
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!(emulate(&filter.program, &Call::native(number("mkdir"), [0; 6])), RET_NOTIFY);
+    }
+}
+
+#[test]
+fn conditions_on_one_argument_are_alternatives() {
+    let json = r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["personality"],"action":"SCMP_ACT_ALLOW",
+        "args":[{"index":0,"value":0,"op":"SCMP_CMP_EQ"},{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#;
+    let profile = profile::of_spec(&spec(json)).unwrap();
+    check(&profile);
+    let program = compile::compile(&profile).unwrap();
+    let verdict = |value| emulate(&program, &Call::native(number("personality"), [value, 0, 0, 0, 0, 0]));
+    assert_eq!((verdict(0), verdict(8), verdict(4)), (RET_ALLOW, RET_ALLOW, RET_ERRNO | 1));
 }
 
 #[test]
 fn an_allowing_default_does_not_turn_into_enosys() {
     let json = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
         {"names":["mkdir","nosuchcall"],"action":"SCMP_ACT_ERRNO","errnoRet":5}]}"#;
-    let policy = profile::read(json, 0).unwrap();
+    let policy = read(json, 0).unwrap();
     check(&policy);
     let program = compile::compile(&policy).unwrap();
     assert_eq!(emulate(&program, &Call::native(number("mkdirat"), [0; 6])), RET_ALLOW);
@@ -240,7 +374,7 @@ fn an_allowing_default_does_not_turn_into_enosys() {
 
 #[test]
 fn what_is_no_profile_is_refused_with_a_reason() {
-    let refused = |json: &str| profile::read(json, 0).unwrap_err().to_string();
+    let refused = |json: &str| read(json, 0).unwrap_err().to_string();
     assert!(refused("{}").contains("defaultAction"));
     assert!(refused(r#"{"defaultAction":"SCMP_ACT_PANIC"}"#).contains("SCMP_ACT_PANIC"));
     let args = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_KILL",
@@ -251,12 +385,16 @@ fn what_is_no_profile_is_refused_with_a_reason() {
 #[test]
 fn names_of_the_default_profile_are_known_except_those_of_other_architectures() {
     // 450 names, of which this architecture lacks the 32-bit and foreign ones.
-    let policy = profile::read(DEFAULT_PROFILE, u64::MAX).unwrap();
-    let known: std::collections::BTreeSet<u32> = policy.rules.iter().map(|rule| rule.number).collect();
+    let policy = read(DEFAULT_PROFILE, u64::MAX).unwrap();
+    let known: std::collections::BTreeSet<u32> =
+        policy.policies[0].rules.iter().map(|rule| rule.number).collect();
     let (table, least) =
         if cfg!(target_arch = "x86_64") { (syscalls::X86_64, 330) } else { (syscalls::AARCH64, 290) };
     assert!(known.len() > least, "{}", known.len());
     assert!(table.is_sorted_by(|a, b| a.0 < b.0), "look-up is by binary search");
+    for table in [compat::X86, compat::X32_ONLY, compat::ARM] {
+        assert!(table.is_sorted_by(|a, b| a.0 < b.0), "look-up is by binary search");
+    }
 }
 
 #[test]
