@@ -64,7 +64,7 @@ pub fn inspect(spec: &ContainerSpec, state: &RunState, dirs: &Dirs, sizes: Optio
         ("Platform", spec.image.platform.split('/').next().unwrap_or("linux").into()),
         ("MountLabel", "".into()),
         ("ProcessLabel", "".into()),
-        ("AppArmorProfile", "".into()),
+        ("AppArmorProfile", spec.security.apparmor.as_str().into()),
         ("ExecIDs", Value::Null),
         ("HostConfig", host_config(spec)),
         ("GraphDriver", graph_driver(&directory)),
@@ -271,9 +271,15 @@ fn host_config(spec: &ContainerSpec) -> Value {
     }
     extend(&mut out, object([("Runtime", "coracle".into()), ("Isolation", "".into())]));
     extend(&mut out, resources(&spec.resources));
-    let open = security.privileged || security.unmasked;
-    let paths = |all: &[&str]| if open { Value::Null } else { Value::from(all.to_vec()) };
-    extend(&mut out, object([("MaskedPaths", paths(MASKED)), ("ReadonlyPaths", paths(READ_ONLY))]));
+    let closed = |all: &[&str]| -> Vec<String> {
+        all.iter().filter(|path| !security.opens(path)).map(|path| (*path).to_owned()).collect()
+    };
+    let (mut masked, readonly) = (closed(MASKED), closed(READ_ONLY));
+    masked.extend(security.mask.iter().filter(|_| !security.privileged).cloned());
+    extend(
+        &mut out,
+        object([("MaskedPaths", list_or_null(&masked)), ("ReadonlyPaths", list_or_null(&readonly))]),
+    );
     if spec.process.init {
         extend(&mut out, object([("Init", true.into())]));
     }

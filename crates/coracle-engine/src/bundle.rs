@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use coracle_state::container::{ContainerSpec, MountSource, MountSpec, NetworkMode};
+use coracle_state::container::{ContainerSpec, MountSource, MountSpec, NetworkMode, Security};
 use oci_spec::runtime as oci;
 
 use crate::EngineError;
@@ -40,6 +40,8 @@ pub(crate) struct Surroundings {
     pub(crate) shm: Option<PathBuf>,
     /// The container runs in the user namespace of somebody who is not the machine's root.
     pub(crate) rootless: Option<Rootless>,
+    /// Paths of this machine's hardware that are masked beside the usual ones.
+    pub(crate) masked: Vec<String>,
 }
 
 /// A mount of the record with its source found.
@@ -99,6 +101,7 @@ fn process(spec: &ContainerSpec) -> Result<oci::Process, EngineError> {
         .set_capabilities(Some(capability_set(&spec.security)?))
         .set_rlimits(limits::rlimits(&spec.resources)?)
         .set_no_new_privileges(Some(spec.security.no_new_privileges))
+        .set_apparmor_profile(Some(spec.security.apparmor.clone()).filter(|profile| !profile.is_empty()))
         .set_oom_score_adj(spec.resources.oom_score_adj);
     Ok(process)
 }
@@ -139,6 +142,7 @@ fn words(options: &str) -> Vec<String> {
 fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Mount>, EngineError> {
     let privileged = spec.security.privileged;
     let rw = if privileged { "rw" } else { "ro" };
+    let cgroup_rw = if spec.security.writable_cgroups { "rw" } else { rw };
     let targets: BTreeSet<&str> = spec.mounts.iter().map(|m| m.target.as_str()).collect();
     let shm_bytes = spec.resources.shm_size_bytes.unwrap_or(SHM_BYTES);
     let defaults = [
@@ -151,7 +155,7 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Mount>
             "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5".to_owned(),
         ),
         ("/sys", "sysfs", "sysfs", format!("nosuid,noexec,nodev,{rw}")),
-        ("/sys/fs/cgroup", "cgroup", "cgroup", format!("{rw},nosuid,noexec,nodev")),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", format!("{cgroup_rw},nosuid,noexec,nodev")),
         ("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev".to_owned()),
         ("/dev/shm", "tmpfs", "shm", format!("nosuid,noexec,nodev,mode=1777,size={shm_bytes}")),
     ];
@@ -204,9 +208,7 @@ fn mount_options(asked: &MountSpec, found: &ResolvedMount) -> Vec<String> {
 }
 
 fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, EngineError> {
-    let lifted = spec.security.privileged || spec.security.unmasked;
-    let masked = if lifted { Vec::new() } else { coracle_runtime::defaults::masked_paths() };
-    let readonly = if lifted { Vec::new() } else { coracle_runtime::defaults::readonly_paths() };
+    let (masked, readonly) = system_paths(&spec.security, &around.masked);
     let mut linux = oci::Linux::default();
     linux
         .set_namespaces(Some(namespaces(spec, around)?))
@@ -218,6 +220,18 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_sysctl(Some(sysctls(spec, around).into_iter().collect()))
         .set_rootfs_propagation(rootfs_propagation(spec));
     Ok(linux)
+}
+
+/// The paths that are masked and those that can be read only: Docker's and those of the `hardware`, and what the
+/// options say of them.
+fn system_paths(security: &Security, hardware: &[String]) -> (Vec<String>, Vec<String>) {
+    let mut masked = coracle_runtime::defaults::masked_paths();
+    let mut readonly = coracle_runtime::defaults::readonly_paths();
+    masked.extend(hardware.iter().cloned());
+    masked.retain(|path| !security.opens(path));
+    readonly.retain(|path| !security.opens(path));
+    masked.extend(security.mask.iter().filter(|_| !security.privileged).cloned());
+    (masked, readonly)
 }
 
 /// Below the parent that the user named, else below our own.

@@ -29,6 +29,8 @@ use crate::rootless::Rootless;
 use crate::{Config, Container, Engine, EngineError, bundle, devices, hostfiles};
 
 /// How long a start waits for the monitor of the container's last run to be gone.
+/// CPUs that are looked at for counters of their own at most.
+const CPUS_MAX: u32 = 8192;
 const MONITOR_LEAVES_MAX: Duration = Duration::from_secs(10);
 
 /// How a container is started.
@@ -193,7 +195,12 @@ impl Engine {
         network: &NetworkState,
     ) -> Result<Surroundings, EngineError> {
         let rootless = if self.is_rootless() { Some(Rootless::find()?) } else { None };
-        let mut around = Surroundings { devices: devices::find(spec)?, rootless, ..Surroundings::default() };
+        let mut around = Surroundings {
+            devices: devices::find(spec)?,
+            masked: thermal_throttle(),
+            rootless,
+            ..Surroundings::default()
+        };
         around.host_files = hostfiles::write(self, spec, network)?;
         for mount in &spec.mounts {
             around.mounts.push(self.resolve_mount(mount)?);
@@ -443,13 +450,24 @@ fn volume_path(root: &Path, subpath: &str) -> Result<PathBuf, EngineError> {
     if path.starts_with(&real_root) { Ok(path) } else { Err(refuse("it leads out of the volume")) }
 }
 
+/// Counters of each CPU's throttling, which tell what others do. One look where there are none.
+fn thermal_throttle() -> Vec<String> {
+    (0..CPUS_MAX)
+        .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
+        .take_while(|path| Path::new(path).exists())
+        .collect()
+}
+
 /// The filter of the record; a profile of the user's is resolved for the capabilities the container has.
 fn choose_seccomp(spec: &ContainerSpec, oci: &mut Spec) -> Result<SeccompSource, EngineError> {
     if spec.security.privileged {
         return Ok(SeccompSource::Unconfined);
     }
     match &spec.security.seccomp {
-        SeccompChoice::Default => Ok(SeccompSource::Default),
+        SeccompChoice::Default => Ok(match spec.image.platform.split('/').nth(1) {
+            Some("386" | "arm") => SeccompSource::DefaultOf32Bit,
+            _ => SeccompSource::Default,
+        }),
         SeccompChoice::Unconfined => Ok(SeccompSource::Unconfined),
         SeccompChoice::Profile(text) => {
             let capabilities = oci.process().as_ref().and_then(|p| p.capabilities().as_ref());

@@ -56,6 +56,9 @@ pub enum SeccompSource {
     FromSpec,
     /// Docker's default profile, resolved for the bounding capabilities of the process.
     Default,
+    /// The same for an image of 32-bit programs (i386, ARM): their calls are let through by it, too.
+    #[serde(rename = "default-of-32-bit")]
+    DefaultOf32Bit,
     /// None.
     Unconfined,
 }

@@ -57,8 +57,10 @@ pub(crate) fn filter(
 ) -> Result<Option<Filter>, LaunchError> {
     match (source, spec) {
         (SeccompSource::Unconfined, _) | (SeccompSource::FromSpec, None) => Ok(None),
-        (SeccompSource::Default, _) => {
-            let profile = profile::read(DEFAULT_PROFILE, bounding, &[Abi::NATIVE])?;
+        (SeccompSource::Default | SeccompSource::DefaultOf32Bit, _) => {
+            let narrow = source == SeccompSource::DefaultOf32Bit;
+            let abis = if narrow { &[Abi::NATIVE, Abi::NARROW][..] } else { &[Abi::NATIVE] };
+            let profile = profile::read(DEFAULT_PROFILE, bounding, abis)?;
             Ok(Some(Filter { program: compile::compile(&profile)?, flags: 0, listener: None }))
         }
         (SeccompSource::FromSpec, Some(spec)) => {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -315,6 +316,14 @@ pub struct Security {
     pub seccomp: SeccompChoice,
     /// `/proc` and `/sys` are neither masked nor read-only (`systempaths=unconfined`).
     pub unmasked: bool,
+    /// Paths that are masked beside the default ones (`mask=`).
+    pub mask: Vec<String>,
+    /// Default ones that are neither masked nor read-only (`unmask=`).
+    pub unmask: Vec<String>,
+    /// Cgroups may be made and changed inside (`writable-cgroups=true`).
+    pub writable_cgroups: bool,
+    /// AppArmor's profile; empty for none.
+    pub apparmor: String,
     /// The root file system is read-only.
     pub readonly_rootfs: bool,
     /// `host`, `container:ID` or empty for its own.
@@ -329,6 +338,16 @@ pub struct Security {
     pub cgroupns_mode: String,
     /// Kernel parameters of the container's namespaces.
     pub sysctls: BTreeMap<String, String>,
+}
+
+impl Security {
+    /// Whether a path of `/proc` or `/sys` that is masked or read-only by default is to be neither. One that is
+    /// opened opens what lies below it; `/proc/*` is as good as `/proc`.
+    #[must_use]
+    pub fn opens(&self, path: &str) -> bool {
+        let named = |open: &String| Path::new(path).starts_with(open.trim_end_matches('*'));
+        self.privileged || self.unmasked || self.unmask.iter().any(named)
+    }
 }
 
 /// When an exited container starts again.
@@ -499,4 +518,18 @@ pub struct Published {
     pub host_ip: IpAddr,
     /// Port on the host.
     pub host_port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_opened_opens_what_lies_below_and_nothing_else() {
+        let security = Security { unmask: vec!["/proc/acpi".into(), "/sys/*".into()], ..Security::default() };
+        assert!(security.opens("/proc/acpi") && security.opens("/sys/firmware"));
+        assert!(!security.opens("/proc/kcore") && !security.opens("/proc/acpix"));
+        assert!(Security { privileged: true, ..Security::default() }.opens("/proc/kcore"));
+        assert!(!Security::default().opens("/proc/kcore"));
+    }
 }

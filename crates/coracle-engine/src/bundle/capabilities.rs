@@ -56,8 +56,8 @@ pub(super) fn capability_set(security: &Security) -> Result<oci::LinuxCapabiliti
 
 /// Docker's rules: `--privileged` is everything; `ALL` in one list makes the other one the exceptions.
 fn effective(security: &Security) -> Result<Vec<oci::Capability>, EngineError> {
-    let add = parse_all(&security.cap_add)?;
-    let drop = parse_all(&security.cap_drop)?;
+    let add = parse_all("CapAdd", &security.cap_add)?;
+    let drop = parse_all("CapDrop", &security.cap_drop)?;
     if security.privileged || add.is_none() {
         let all = all();
         return Ok(match drop {
@@ -80,7 +80,7 @@ fn effective(security: &Security) -> Result<Vec<oci::Capability>, EngineError> {
 }
 
 /// `None` stands for `ALL`.
-fn parse_all(names: &[String]) -> Result<Option<Vec<oci::Capability>>, EngineError> {
+fn parse_all(list: &str, names: &[String]) -> Result<Option<Vec<oci::Capability>>, EngineError> {
     let mut set = Vec::with_capacity(names.len());
     for name in names {
         let upper = name.to_ascii_uppercase();
@@ -89,7 +89,7 @@ fn parse_all(names: &[String]) -> Result<Option<Vec<oci::Capability>>, EngineErr
         }
         let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
         let capability = oci::Capability::from_str(bare).map_err(|_unknown| EngineError::Invalid {
-            message: format!("invalid CapAdd: unknown capability: \"{name}\""),
+            message: format!("invalid {list}: unknown capability: \"{name}\""),
             hint: Some("capabilities are listed in `man 7 capabilities`, for example NET_ADMIN".to_owned()),
         })?;
         set.push(capability);
@@ -112,7 +112,8 @@ mod tests {
         for name in ["NET_ADMIN", "CAP_NET_ADMIN", "net_admin"] {
             assert!(with(&[name], &[]).contains(&oci::Capability::NetAdmin), "{name}");
         }
-        assert!(parse_all(&["NO_SUCH".to_owned()]).is_err());
+        let error = parse_all("CapDrop", &["NO_SUCH".to_owned()]).unwrap_err();
+        assert_eq!(error.to_string(), "invalid CapDrop: unknown capability: \"NO_SUCH\"");
     }
 
     #[test]

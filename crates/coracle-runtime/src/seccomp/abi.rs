@@ -32,6 +32,12 @@ impl Abi {
     #[cfg(target_arch = "aarch64")]
     pub(super) const NATIVE: Self = Self::Aarch64;
 
+    /// That of 32-bit programs on the same machine.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const NARROW: Self = Self::X86;
+    #[cfg(target_arch = "aarch64")]
+    pub(super) const NARROW: Self = Self::Arm;
+
     /// As profiles name it.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -306,6 +306,18 @@ fn an_abi_that_is_listed_has_its_own_numbers_and_others_kill() {
 }
 
 #[test]
+fn images_of_32_bit_programs_get_the_profile_for_their_calls() {
+    let filter = filter(SeccompSource::DefaultOf32Bit, None, docker_caps()).unwrap().unwrap();
+    let verdict = |name: &str| {
+        let number = Abi::NARROW.number_of(name).unwrap();
+        emulate(&filter.program, &Call::by(Abi::NARROW, number, [0; 6]))
+    };
+    assert_eq!((verdict("read"), verdict("clock_gettime64")), (RET_ALLOW, RET_ALLOW));
+    assert_eq!((verdict("mount"), verdict("clone3")), (RET_ERRNO | 1, ENOSYS));
+    check(&profile::read(DEFAULT_PROFILE, docker_caps(), &[Abi::NATIVE, Abi::NARROW]).unwrap());
+}
+
+#[test]
 fn numbers_beyond_the_profile_do_not_exist_unless_all_is_let_through() {
     for (default, beyond) in [
         ("ERRNO", ENOSYS),

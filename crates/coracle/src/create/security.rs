@@ -68,15 +68,38 @@ fn option(
         ("seccomp", Some("unconfined")) => security.seccomp = SeccompChoice::Unconfined,
         ("seccomp", Some("builtin")) => security.seccomp = SeccompChoice::Default,
         ("seccomp", Some(path)) => security.seccomp = SeccompChoice::Profile(profile(path, outside)?),
-        ("systempaths", Some("unconfined")) => security.unmasked = true,
-        ("apparmor", Some("unconfined" | "")) | ("label", Some(_)) => {}
+        ("systempaths", Some("unconfined")) | ("unmask", Some("ALL" | "all")) => security.unmasked = true,
+        ("writable-cgroups", None | Some("true")) => security.writable_cgroups = true,
+        ("writable-cgroups", Some("false")) => security.writable_cgroups = false,
+        ("mask", Some(paths)) => security.mask.extend(system_paths(paths, text)?),
+        ("unmask", Some(paths)) => security.unmask.extend(system_paths(paths, text)?),
         ("apparmor", Some(name)) => {
-            warnings.push(format!("AppArmor profile {name} is not applied: Coracle does not use AppArmor"));
+            security.apparmor = if name == "unconfined" { String::new() } else { name.to_owned() };
+            if !security.apparmor.is_empty() && !has_apparmor(outside) {
+                warnings
+                    .push(format!("AppArmor profile {name} is not applied: AppArmor is not enabled here"));
+                security.apparmor.clear();
+            }
         }
+        ("label", Some(_)) => {}
         _ => return Err(unknown()),
     }
     security.security_opt.push(text.to_owned());
     Ok(())
+}
+
+fn has_apparmor(outside: &Outside<'_>) -> bool {
+    let enabled = (outside.read)(Path::new("/sys/module/apparmor/parameters/enabled"));
+    enabled.is_ok_and(|text| text.starts_with('Y'))
+}
+
+/// `/proc/a:/proc/b`, as Podman writes it.
+fn system_paths(list: &str, text: &str) -> Parse<Vec<String>> {
+    let paths: Vec<String> = list.split(':').map(str::to_owned).collect();
+    match paths.iter().find(|path| !path.starts_with('/') || path.split('/').any(|part| part == "..")) {
+        None => Ok(paths),
+        Some(path) => Err(format!("invalid --security-opt: \"{text}\": \"{path}\" is not an absolute path")),
+    }
 }
 
 /// A profile's JSON, without its white space.

@@ -276,6 +276,15 @@ fn rights() {
     assert_eq!(s.sysctls["net.core.somaxconn"], "5");
     assert_eq!(spec("--security-opt seccomp:unconfined x").security.seccomp, SeccompChoice::Unconfined);
     fails("--security-opt foo x", "invalid --security-opt: \"foo\"");
+    let opened = spec("--security-opt unmask=/proc/acpi:/sys/* --security-opt mask=/proc/version x").security;
+    assert_eq!(opened.unmask, ["/proc/acpi", "/sys/*"]);
+    assert_eq!((opened.mask, opened.unmasked), (vec!["/proc/version".to_owned()], false));
+    assert!(spec("--security-opt unmask=ALL x").security.unmasked);
+    assert!(spec("--security-opt writable-cgroups=true x").security.writable_cgroups);
+    assert!(!spec("--security-opt no-new-privileges:false x").security.no_new_privileges);
+    fails("--security-opt no-new-privileges=maybe x", "invalid --security-opt: \"no-new-privileges=maybe\"");
+    let relative = "invalid --security-opt: \"mask=/a:b\": \"b\" is not an absolute path";
+    fails("--security-opt mask=/a:b x", relative);
     fails(
         "--security-opt seccomp=/none x",
         "opening seccomp profile (/none) failed: open /none: no such file or directory",
