@@ -31,6 +31,7 @@ mod options;
 mod sources;
 mod target;
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 use coracle_sys::mount::{self, Attributes};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use crate::LaunchError;
 use crate::cgroup::Cgroup;
@@ -183,6 +185,7 @@ fn attach_one(
     let inside;
     let tree = match source {
         Source::New => return attach_new(mount, &options, &path, place, done),
+        Source::Link(to) => return copy_link(place.root, &path, to).map_err(unnamed),
         Source::Tree(tree) => tree,
         Source::Inside { path, table } => {
             inside = sources::open_inside(place.root, path, recursive, table.as_ref())?;
@@ -201,7 +204,12 @@ fn attach_bind(
 ) -> Result<(), LaunchError> {
     let stat = rustix::fs::fstat(source).map_err(unnamed)?;
     let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    let target = Target::get(place.root, path, is_dir, true).map_err(unnamed)?;
+    let target = if options.links.keep_target {
+        Target::get_nofollow(place.root, path, is_dir)
+    } else {
+        Target::get(place.root, path, is_dir, true)
+    }
+    .map_err(unnamed)?;
     keep_procfs(path, &target, Some(source))?;
     // The tree came with the propagation it has on the host: mounts in the container would appear there.
     let (propagation, recursive) = options.propagation.unwrap_or((MS_SLAVE, true));
@@ -222,6 +230,15 @@ fn attach_bind(
         }
         _ => unnamed(error),
     })
+}
+
+/// `copy-symlink`: the same link. One that is there already must lead to the same place.
+fn copy_link(root: BorrowedFd<'_>, path: &Path, to: &CStr) -> io::Result<()> {
+    let (parent, name) = target::parent(root, path)?;
+    match rustix::fs::symlinkat(to, &parent, name) {
+        Err(Errno::EXIST) if rustix::fs::readlinkat(&parent, name, Vec::new())?.as_c_str() == to => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// `remount`: another set of attributes for what is mounted there.

@@ -115,6 +115,15 @@ pub fn clone_path(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, clone_flags(recursive))?)
 }
 
+/// As [`clone_path`], and of a symbolic link at the end of the path the link itself.
+///
+/// # Errors
+/// What the kernel says.
+pub fn clone_path_nofollow(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let flags = clone_flags(recursive) | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    Ok(rustix::mount::open_tree(CWD, path, flags)?)
+}
+
 /// A detached clone of what a descriptor refers to: a directory or a file.
 ///
 /// # Errors

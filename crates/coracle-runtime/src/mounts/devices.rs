@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
 use super::Assembled;
-use super::target::{Target, clean};
+use super::target::{self, Target, clean};
 use crate::LaunchError;
 
 const NODES: [(&str, u32, u32); 6] =
@@ -121,14 +121,7 @@ pub(super) fn populate(root: BorrowedFd<'_>, done: &Assembled, spec: &Spec) -> R
 fn make_device(root: BorrowedFd<'_>, device: &LinuxDevice) -> Result<(), LaunchError> {
     let path = clean(device.path())?;
     let cannot = |error: io::Error| LaunchError::step(format!("make the device {}", path.display()), error);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(cannot(Errno::INVAL.into()));
-    };
-    let parent = if parent == Path::new("/") {
-        root.try_clone_to_owned().map_err(cannot)?
-    } else {
-        Target::get(root, parent, true, true).map_err(cannot)?.fd
-    };
+    let (parent, name) = target::parent(root, &path).map_err(cannot)?;
     make_node(&parent, name, device).map_err(cannot)
 }
 

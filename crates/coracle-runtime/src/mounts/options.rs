@@ -62,10 +62,23 @@ pub(super) struct Options {
     pub(super) copy_up: bool,
     /// Ids are mapped; those of the mounts below too, or not.
     pub(super) idmap: Option<bool>,
+    /// What is done with links at the end of the source and of the destination.
+    pub(super) links: Links,
     /// `MS_*` flags of the file system.
     pub(super) super_flags: u32,
     /// Everything else, for the file system.
     pub(super) data: Vec<(String, Option<String>)>,
+}
+
+/// Options about symbolic links, which crun has added.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Links {
+    /// A link at the source is itself what is mounted.
+    pub(super) keep_source: bool,
+    /// A link at the destination is itself what is covered.
+    pub(super) keep_target: bool,
+    /// A link at the source is made again, and nothing is mounted.
+    pub(super) copy: bool,
 }
 
 /// Name, bit, and whether it is set; without the leading `r` of the recursive form.
@@ -112,7 +125,18 @@ const SUPER_FLAGS: [(&str, u32, bool); 11] = [
     ("nolazytime", 1 << 25, false),
 ];
 
-const OTHERS: [&str; 7] = ["bind", "rbind", "defaults", "remount", "tmpcopyup", "idmap", "ridmap"];
+const OTHERS: [&str; 10] = [
+    "bind",
+    "rbind",
+    "defaults",
+    "remount",
+    "tmpcopyup",
+    "idmap",
+    "ridmap",
+    "src-nofollow",
+    "dest-nofollow",
+    "copy-symlink",
+];
 
 /// The names of the mount options that are understood here, sorted; others are for the file system.
 #[must_use]
@@ -192,6 +216,9 @@ impl Options {
             "tmpcopyup" => self.copy_up = true,
             "idmap" => self.idmap = Some(false),
             "ridmap" => self.idmap = Some(true),
+            "src-nofollow" => self.links.keep_source = true,
+            "dest-nofollow" => self.links.keep_target = true,
+            "copy-symlink" => self.links.copy = true,
             "defaults" | "" => {}
             _ => self.data.push(match option.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),

@@ -10,6 +10,7 @@
 //! Source: OCI runtime-spec 1.3 `config.md#posix-platform-mounts`; mount_setattr(2).
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub(super) enum Source {
     New,
     /// A detached tree of the host.
     Tree(OwnedFd),
+    /// A link that is made again in the container.
+    Link(CString),
     /// A path below the container's root, as it is when its turn comes.
     Inside { path: PathBuf, table: Option<Table> },
 }
@@ -102,7 +105,15 @@ fn open_one(
     if let Some(inside) = root_path.and_then(|root| lexical(path).strip_prefix(root).ok().map(lexical)) {
         return Ok(Source::Inside { path: inside, table });
     }
-    let tree = open_tree(path, options.bind.unwrap_or(true))?;
+    if let (true, Ok(target)) = (options.links.copy, rustix::fs::readlink(path, Vec::new())) {
+        return Ok(Source::Link(target));
+    }
+    let recursive = options.bind.unwrap_or(true);
+    let tree = if options.links.keep_source {
+        mount::clone_path_nofollow(path, recursive).map_err(|error| cannot_open(path, error))?
+    } else {
+        open_tree(path, recursive)?
+    };
     if let Some(table) = &table {
         table.apply(tree.as_fd(), field, path)?;
     }

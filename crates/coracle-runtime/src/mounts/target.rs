@@ -6,6 +6,7 @@
 //!
 //! Source: openat2(2); OCI runtime-spec `config.md#mounts` on missing destinations is silent: as runc does it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
@@ -39,6 +40,28 @@ impl Target {
             Err(error) => Err(error),
         }
     }
+
+    /// As [`Target::get`], and of a link at the end of the path the link itself.
+    pub(crate) fn get_nofollow(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<Self> {
+        let (parent, name) = parent(root, path)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, is_new: false }),
+            Err(Errno::NOENT) => Ok(Self { fd: make_component(&parent, name, is_dir)?, is_new: true }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The directory that a path lies in, made if it is missing, and the last name.
+pub(super) fn parent<'a>(root: BorrowedFd<'_>, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    if parent == Path::new("/") {
+        return Ok((root.try_clone_to_owned()?, name));
+    }
+    Ok((Target::get(root, parent, true, true)?.fd, name))
 }
 
 /// Makes the missing components one by one below a descriptor; what is made is opened without following links,
@@ -63,7 +86,7 @@ enum Made {
 }
 
 fn make_components(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Result<Made> {
-    let names: Vec<&std::ffi::OsStr> = path
+    let names: Vec<&OsStr> = path
         .components()
         .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None })
         .collect();
@@ -94,7 +117,7 @@ fn make_components(root: BorrowedFd<'_>, path: &Path, is_dir: bool) -> io::Resul
     Ok(Made::Target(fd))
 }
 
-fn make_component(parent: &OwnedFd, name: &std::ffi::OsStr, is_dir: bool) -> io::Result<OwnedFd> {
+fn make_component(parent: &OwnedFd, name: &OsStr, is_dir: bool) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     if is_dir {
         match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {

@@ -37,6 +37,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_mount_that_fails_leaves_nothing", a_mount_that_fails_leaves_nothing),
     ("a_label_that_nothing_enforces_is_refused", a_label_that_nothing_enforces_is_refused),
     ("fifos_and_sockets_can_be_bound", fifos_and_sockets_can_be_bound),
+    ("links_are_kept_or_copied_when_asked", links_are_kept_or_copied_when_asked),
+    ("cgroups_can_be_mounted_writable", cgroups_can_be_mounted_writable),
 ];
 
 fn masked_and_read_only_paths_are(rig: &Rig) {
@@ -409,4 +411,39 @@ fn fifos_and_sockets_can_be_bound(rig: &Rig) {
     }
     assert_eq!(output(&launch), "fifo\nsocket\n");
     drop(listener);
+}
+
+fn links_are_kept_or_copied_when_asked(rig: &Rig) {
+    fs::write(rig.dir.join("file"), "content").unwrap();
+    let link = rig.dir.join("link");
+    symlink(rig.dir.join("file"), &link).unwrap();
+    for target in ["one", "two"] {
+        symlink("nowhere", rig.root().join(target)).unwrap();
+    }
+    let mut launch = rig.sh("readlink /one; cat /two; readlink /a/three; ls -d /nowhere 2>/dev/null; true");
+    for (target, options) in [
+        ("/one", &["bind", "src-nofollow", "dest-nofollow"][..]),
+        ("/two", &["bind", "dest-nofollow"]),
+        ("/a/three", &["rbind", "copy-symlink"]),
+        ("/a/three", &["rbind", "copy-symlink"]),
+    ] {
+        add(&mut launch, mount(target, "bind", link.to_str().unwrap(), options));
+    }
+    let to = rig.dir.join("file").display().to_string();
+    assert_eq!(output(&launch), format!("{to}\ncontent{to}\n"));
+    for (target, options) in [("/one", "copy-symlink"), ("/proc/self", "dest-nofollow")] {
+        let mut launch = rig.launch(&["true"]);
+        add(&mut launch, mount(target, "bind", link.to_str().unwrap(), &["bind", options]));
+        failure(&launch);
+    }
+}
+
+fn cgroups_can_be_mounted_writable(rig: &Rig) {
+    let mut launch = rig.sh("cd /sys/fs/cgroup; [ -e cgroup.procs ] || cd pids; mkdir sub && ls sub | grep cgroup.procs; rmdir sub");
+    for mount in launch.spec.mounts_mut().as_mut().unwrap() {
+        if mount.destination().ends_with("cgroup") {
+            mount.set_options(Some(crate::rig::args(&["rw", "nosuid", "noexec", "nodev"])));
+        }
+    }
+    assert_eq!(output(&launch), "cgroup.procs\n");
 }
