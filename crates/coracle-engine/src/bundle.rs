@@ -38,6 +38,8 @@ pub(crate) struct Surroundings {
     pub(crate) joined: Vec<(oci::LinuxNamespaceType, PathBuf)>,
     /// Directory that takes the place of `/dev/shm` (shared IPC), if not a new one.
     pub(crate) shm: Option<PathBuf>,
+    /// Where the host shows its message queues, for a container of a user that shares them.
+    pub(crate) host_queues: Option<PathBuf>,
     /// The container runs in the user namespace of somebody who is not the machine's root.
     pub(crate) rootless: Option<Rootless>,
     /// Paths of this machine's hardware that are masked beside the usual ones.
@@ -162,6 +164,18 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Mount>
     let mut all = Vec::with_capacity(defaults.len() + spec.mounts.len() + 3);
     for (target, fs_type, source, options) in defaults {
         if targets.contains(target) {
+            continue;
+        }
+        if target == "/dev/mqueue" && around.rootless.is_some() && spec.security.ipc_mode == "host" {
+            // The host's queues belong to another user namespace: the kernel shows what is mounted, and mounts
+            // nothing anew.
+            all.extend(
+                around
+                    .host_queues
+                    .as_deref()
+                    .map(|at| mount(target, "bind", at, words("rbind,rprivate")))
+                    .transpose()?,
+            );
             continue;
         }
         match (&around.shm, target) {

@@ -217,6 +217,7 @@ impl Engine {
             around.shm = Some(self.process_path(of, "root/dev/shm")?);
         } else if spec.security.ipc_mode == "host" {
             around.shm = Some(PathBuf::from("/dev/shm"));
+            around.host_queues = Some(PathBuf::from("/dev/mqueue")).filter(|at| at.exists());
         }
         Ok(around)
     }
@@ -342,8 +343,9 @@ impl Engine {
     /// The network of a container whose user may not touch the host's: his monitor starts what carries it.
     fn connect_user(&self, spec: &ContainerSpec) -> Result<Connected, EngineError> {
         let Some(attachment) = spec.network.attachments.first() else { return Ok(Connected::default()) };
+        let network = self.network_definition(&attachment.network)?;
         let request = PastaRequest {
-            network: &attachment.network,
+            network: &network.name,
             ipv4: attachment.ipv4,
             mac: attachment.mac.as_deref(),
             publish: &spec.network.publish,

@@ -49,6 +49,9 @@ const BY_NUMBER: [(Capability, &str); 41] = [
     (Capability::CheckpointRestore, "CAP_CHECKPOINT_RESTORE"),
 ];
 
+/// `CAP_SETGID` as a mask.
+pub(crate) const SETGID: u64 = 1 << 6;
+
 /// `CAP_SYS_ADMIN` as a mask.
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
@@ -135,6 +138,7 @@ mod tests {
         assert_eq!(number_of("CAP_CHECKPOINT_RESTORE"), Some(40));
         assert_eq!(number_of("CAP_EVERYTHING"), None);
         assert_eq!(1 << number_of("SYS_ADMIN").unwrap(), SYS_ADMIN);
+        assert_eq!(1 << number_of("SETGID").unwrap(), SETGID);
     }
 
     #[test]

@@ -226,6 +226,11 @@ impl Entry<'_> {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !has_time_namespaces() => {
                 process::setns(self.target.pidfd, kinds & !CLONE_NEWTIME).map_err(cannot)?;
             }
+            // In a user namespace of its own this process may not even join the host's namespaces that it is in.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                process::setns(self.target.pidfd, kinds & other_namespaces(self.target.pid))
+                    .map_err(cannot)?;
+            }
             other => other.map_err(cannot)?,
         }
         if self.new_user {
@@ -249,6 +254,26 @@ impl Entry<'_> {
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
         self.program.run(channel, &Departure { detached: self.detached, ..Departure::default() })
     }
+}
+
+/// The kinds of namespaces in which another process is not together with this one.
+fn other_namespaces(pid: i32) -> i32 {
+    const KINDS: [(&str, i32); 8] = [
+        ("mnt", libc::CLONE_NEWNS),
+        ("cgroup", libc::CLONE_NEWCGROUP),
+        ("uts", libc::CLONE_NEWUTS),
+        ("ipc", libc::CLONE_NEWIPC),
+        ("user", libc::CLONE_NEWUSER),
+        ("pid", libc::CLONE_NEWPID),
+        ("net", libc::CLONE_NEWNET),
+        ("time", CLONE_NEWTIME),
+    ];
+    let id =
+        |pid: &str, name: &str| rustix::fs::stat(format!("/proc/{pid}/ns/{name}")).ok().map(|s| s.st_ino);
+    let pid = pid.to_string();
+    // One that cannot be looked at is joined, and the kernel says why not.
+    let differs = |name: &str| id("self", name).is_none_or(|own| id(&pid, name) != Some(own));
+    KINDS.iter().filter(|(name, _)| differs(name)).fold(0, |all, (_, kind)| all | kind)
 }
 
 fn has_time_namespaces() -> bool {

@@ -20,7 +20,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
-use crate::caps::{SYS_ADMIN, Sets};
+use crate::caps::{SETGID, SYS_ADMIN, Sets};
 use crate::channel::Child;
 use crate::error::tolerate;
 use crate::gate::Departure;
@@ -235,18 +235,22 @@ impl<'a> Program<'a> {
         } else {
             let groups: Vec<Gid> = self.identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
             // Also an empty list: the caller's groups must not stay.
-            rustix::thread::set_thread_groups(&groups).map_err(|e| step("set the groups".into(), e))?;
+            match rustix::thread::set_thread_groups(&groups) {
+                // With the capability it is the user namespace that was made without the right to set groups.
+                Err(Errno::PERM) if available & SETGID != 0 => self.check_groups()?,
+                other => other.map_err(|e| step("set the groups".into(), e))?,
+            }
         }
         let gid = Gid::from_raw(self.identity.gid);
         rustix::thread::set_thread_res_gid(gid, gid, gid)
-            .map_err(|error| step(format!("become group {}", self.identity.gid), error))?;
+            .map_err(|error| unmapped("group", self.identity.gid, error))?;
         if self.identity.uid == 0 {
             return Ok(());
         }
         rustix::thread::set_keep_capabilities(true).map_err(|e| step("keep capabilities".into(), e))?;
         let uid = Uid::from_raw(self.identity.uid);
         rustix::thread::set_thread_res_uid(uid, uid, uid)
-            .map_err(|error| step(format!("become user {}", self.identity.uid), error))?;
+            .map_err(|error| unmapped("user", self.identity.uid, error))?;
         rustix::thread::set_keep_capabilities(false).map_err(|e| step("keep capabilities".into(), e))?;
         // Leaving root emptied the effective set, which the next steps need.
         sys::set_capabilities(available, available, 0)
@@ -358,6 +362,19 @@ fn executable(path: &CStr) -> Result<(), ExecProblem> {
         Ok(_) => Ok(()),
         Err(_) => Err(ExecProblem::NotFound),
     }
+}
+
+/// An id that the user namespace does not have is the only one that its root cannot become.
+fn unmapped(what: &str, id: u32, error: Errno) -> LaunchError {
+    if error != Errno::INVAL {
+        return LaunchError::step(format!("become {what} {id}"), error);
+    }
+    let reason = format!(
+        "the user namespace of the container has no such {what}; a user's containers have those that /etc/sub{}id \
+         gives him",
+        if what == "user" { "u" } else { "g" }
+    );
+    LaunchError::spec(format!("{what} {id}"), reason)
 }
 
 /// When the starter dies, so does this process, and who shares a container with it cannot trace it. Changes of

@@ -29,6 +29,9 @@ impl Cgroup {
             // A frozen v1 process dies only once it is thawed.
             return self.thaw();
         }
+        if self.v1.is_empty() {
+            return Ok(());
+        }
         self.kill_one_by_one()
     }
 
@@ -89,6 +92,10 @@ impl Cgroup {
         let (file, text) = match (self.controller("freezer"), &self.v2) {
             (Some(dir), _) => (dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" }),
             (None, Some(dir)) => (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            (None, None) if frozen => {
+                let step = "freeze the container: it has no cgroup of its own".to_owned();
+                return Err(failed(step, Errno::ACCESS));
+            }
             (None, None) => return Ok(()),
         };
         match write(&file, text) {
