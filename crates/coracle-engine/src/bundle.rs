@@ -228,7 +228,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_namespaces(Some(namespaces(spec, around)?))
         .set_resources(Some(limits::resources(spec, around)?))
         .set_devices(Some(around.devices.iter().map(|(d, _)| d.clone()).collect()))
-        .set_cgroups_path(Some(cgroups_path(spec)))
+        .set_cgroups_path(cgroups_path(spec, around.rootless.is_some()))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
         .set_sysctl(Some(sysctls(spec, around).into_iter().collect()))
@@ -248,10 +248,14 @@ fn system_paths(security: &Security, hardware: &[String]) -> (Vec<String>, Vec<S
     (masked, readonly)
 }
 
-/// Below the parent that the user named, else below our own.
-pub(crate) fn cgroups_path(spec: &ContainerSpec) -> PathBuf {
-    let parent = spec.resources.cgroup_parent.trim_matches('/');
-    Path::new("/").join(if parent.is_empty() { "coracle" } else { parent }).join(spec.id.as_str())
+/// Below the parent that the user named, else below our own. Without being root the runtime looks for one that was
+/// delegated.
+pub(crate) fn cgroups_path(spec: &ContainerSpec, is_rootless: bool) -> Option<PathBuf> {
+    match spec.resources.cgroup_parent.trim_matches('/') {
+        "" if is_rootless => None,
+        "" => Some(Path::new("/coracle").join(spec.id.as_str())),
+        parent => Some(Path::new("/").join(parent).join(spec.id.as_str())),
+    }
 }
 
 /// A bind mount that shares its mounts needs a root that lets them through.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_base::time::Timestamp;
 use coracle_runtime::Cgroup;
+use coracle_runtime::cgroup::{Driver, Location};
 use coracle_state::ContainerId;
 use coracle_state::container::ContainerSpec;
 use coracle_state::files::{self, Durability};
@@ -133,8 +134,10 @@ impl Engine {
     /// Ends what a container whose monitor was killed has left in its cgroups, and removes them.
     pub(crate) fn remove_cgroup(&self, id: &ContainerId) -> Result<(), EngineError> {
         let spec: Option<ContainerSpec> = files::find_json(&self.dirs().container(id).join("spec.json"))?;
-        let path =
-            spec.map_or_else(|| Path::new("/coracle").join(id.as_str()), |s| crate::bundle::cgroups_path(&s));
+        let path = spec.map_or_else(
+            || (!self.is_rootless()).then(|| Path::new("/coracle").join(id.as_str())),
+            |s| crate::bundle::cgroups_path(&s, self.is_rootless()),
+        );
         let failed = |e: coracle_runtime::LaunchError| EngineError::Conflict {
             message: format!(
                 "cannot remove the cgroup of container {}: {}",
@@ -143,7 +146,8 @@ impl Engine {
             ),
             hint: None,
         };
-        let cgroup = Cgroup::at(&path).map_err(failed)?;
+        let location = Location::resolve(path.as_deref(), id.as_str(), Driver::Cgroupfs).map_err(failed)?;
+        let cgroup = Cgroup::open(&location).map_err(failed)?;
         cgroup.kill_all().map_err(failed)?;
         cgroup.remove().map_err(failed)
     }
