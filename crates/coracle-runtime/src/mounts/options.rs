@@ -210,7 +210,8 @@ impl Options {
 
     fn add_other(&mut self, option: &str) {
         match option {
-            "bind" => self.bind = Some(false),
+            // As flags of mount(2) they add up.
+            "bind" => self.bind = Some(self.bind == Some(true)),
             "rbind" => self.bind = Some(true),
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
@@ -401,6 +402,13 @@ mod tests {
         assert_eq!(options(&["noatime", "strictatime"]).for_new(), ATTR_STRICTATIME);
         assert_eq!(options(&["noatime", "atime"]).for_new(), ATTR_RELATIME);
         assert_eq!(options(&["sync", "async", "dirsync"]).super_names().collect::<Vec<_>>(), ["dirsync"]);
+    }
+
+    #[test]
+    fn a_recursive_bind_stays_one() {
+        assert_eq!(options(&["rbind", "bind"]).bind, Some(true));
+        assert_eq!(options(&["bind", "rbind"]).bind, Some(true));
+        assert_eq!(options(&["bind"]).bind, Some(false));
     }
 
     #[test]
