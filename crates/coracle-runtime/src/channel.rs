@@ -5,6 +5,7 @@
 //!                   'E' kind errno(4) a \0 b      the start failed; the last message
 //!                   'T' + descriptor              the terminal's master
 //!                   'P' pid(4)                    an exec's process, as the parent sees it
+//!                   'L' number(4)                 a seccomp listener by its number there: waits to be let on
 //!                   'H'                           waits for the hooks of the caller's namespaces
 //!                   'R'                           ready: waits for the gate
 //!                   'D'                           detached: waits for whoever opens the gate
@@ -21,7 +22,7 @@
 use std::borrow::Cow;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -53,6 +54,7 @@ pub(crate) enum Message {
     Failed(LaunchError),
     Terminal(OwnedFd),
     Pid(i32),
+    Listener(RawFd),
     Hooks,
     Ready,
     Detached,
@@ -102,6 +104,10 @@ impl Parent {
             (b'P', None) => rest
                 .try_into()
                 .map(|pid| Message::Pid(i32::from_ne_bytes(pid)))
+                .map_err(|_wrong_length| malformed()),
+            (b'L', None) => rest
+                .try_into()
+                .map(|number| Message::Listener(RawFd::from_ne_bytes(number)))
                 .map_err(|_wrong_length| malformed()),
             (b'H', None) => Ok(Message::Hooks),
             (b'R', None) => Ok(Message::Ready),
@@ -204,6 +210,22 @@ impl Child {
     /// Says that the program is being executed.
     pub(crate) fn executing(&self) {
         self.send(b'X', b"");
+    }
+
+    /// Says under which number a seccomp listener is here and waits until the starter has taken it. By `write`
+    /// and `read`, because every call may depend on that listener already: `write` is the one that must not.
+    pub(crate) fn hand_over(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let [a, b, c, d] = listener.as_raw_fd().to_ne_bytes();
+        rustix::io::write(&self.0, &[b'L', a, b, c, d])?;
+        let mut answer = [0_u8; 1];
+        loop {
+            match rustix::io::read(&self.0, &mut answer) {
+                Ok(1) => return Ok(()),
+                Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The user at the other end, as this process sees it.

@@ -9,8 +9,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use coracle_sys::mount;
 use coracle_sys::process::{self, CloneArgs};
@@ -21,9 +21,11 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::channel::{Child, Message, Parent, channel};
 use crate::gate::Departure;
+use crate::hooks::{ContainerState, OCI_VERSION, Status};
 use crate::mounts::devices;
 use crate::program::{Program, ProgramOptions, hide_and_tie};
 use crate::schedule::Affinity;
+use crate::seccomp::Listener;
 use crate::stage::{guard, place_streams, set_oom_score};
 use crate::start::{check_executed, end};
 use crate::{Cgroup, ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
@@ -52,6 +54,8 @@ pub struct ExecOptions {
     /// Cgroups below the container's to run in, which must exist: one `path` for all hierarchies, or
     /// `controller[,controller]:path` for some of v1's.
     pub cgroup: Vec<String>,
+    /// The container's bundle, for the agent of a seccomp listener.
+    pub bundle: PathBuf,
     /// A frozen container is no reason to refuse; the process is frozen with it until it is thawed.
     pub ignore_paused: bool,
 }
@@ -110,7 +114,7 @@ pub fn exec(
     };
     let (parent, stage) = entry.clone_stage()?;
     drop(entry);
-    let result = follow(&parent, target);
+    let result = Caller { target, launch, bundle: &options.bundle }.follow(&parent);
     // The stage ends by itself as soon as the process is there.
     let reaped = process::wait_pidfd(stage.as_fd());
     let running = result?;
@@ -303,51 +307,82 @@ fn open_terminal(rows: u16, cols: u16) -> io::Result<devices::Terminal> {
     devices::open_terminal(pts.as_fd(), rows, cols)
 }
 
-fn follow(parent: &Parent, target: &Target<'_>) -> Result<Running, LaunchError> {
-    let mut warnings = Vec::new();
-    let mut terminal = None;
-    let mut found = None;
-    let failure = loop {
-        match parent.receive()? {
-            Message::Warning(text) => warnings.push(text),
-            Message::Terminal(master) => terminal = Some(master),
-            Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
-            Message::Hooks | Message::Ready | Message::Detached | Message::Executing => {}
-            Message::Failed(error) => break Some(error),
-            Message::End => break None,
+/// What the caller does while the new process sets itself up.
+struct Caller<'a> {
+    target: &'a Target<'a>,
+    launch: &'a ExecLaunch,
+    bundle: &'a Path,
+}
+
+impl Caller<'_> {
+    fn follow(&self, parent: &Parent) -> Result<Running, LaunchError> {
+        let mut warnings = Vec::new();
+        let mut terminal = None;
+        let mut found = None;
+        let mut listener = None;
+        let failure = loop {
+            // It may overtake the message with the pid, which comes from another process.
+            if let (Some((pid, pidfd)), Some(number)) = (&found, listener) {
+                if let Err(error) = self.pass_listener(*pid, pidfd, number) {
+                    break Some(error);
+                }
+                listener = None;
+                parent.release()?;
+            }
+            match parent.receive()? {
+                Message::Warning(text) => warnings.push(text),
+                Message::Terminal(master) => terminal = Some(master),
+                Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
+                Message::Listener(number) => listener = Some(number),
+                Message::Hooks | Message::Ready | Message::Detached | Message::Executing => {}
+                Message::Failed(error) => break Some(error),
+                Message::End => break None,
+            }
+        };
+        // A failure may overtake the message with the pid, which comes from another process.
+        while failure.is_some() && found.is_none() {
+            match parent.receive()? {
+                Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
+                Message::End => break,
+                _ => {}
+            }
         }
-    };
-    // A failure may overtake the message with the pid, which comes from another process.
-    while failure.is_some() && found.is_none() {
-        match parent.receive()? {
-            Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
-            Message::End => break,
-            _ => {}
+        match (failure, found) {
+            (Some(error), Some((_, pidfd))) => {
+                end(&pidfd);
+                Err(error)
+            }
+            (Some(error), None) => Err(error),
+            (None, None) => Err(LaunchError::Vanished { status: "no process was made".to_owned() }),
+            (None, Some((pid, pidfd))) => Ok(Running {
+                pid,
+                start_ticks: match check_executed(pid, false) {
+                    Ok(ticks) => ticks,
+                    Err(error) => {
+                        end(&pidfd);
+                        return Err(error);
+                    }
+                },
+                pidfd,
+                terminal,
+                cgroup: self.target.cgroup.clone(),
+                mount_namespace: None,
+                warnings,
+                gate: None,
+            }),
         }
     }
-    match (failure, found) {
-        (Some(error), Some((_, pidfd))) => {
-            end(&pidfd);
-            Err(error)
-        }
-        (Some(error), None) => Err(error),
-        (None, None) => Err(LaunchError::Vanished { status: "no process was made".to_owned() }),
-        (None, Some((pid, pidfd))) => Ok(Running {
-            pid,
-            start_ticks: match check_executed(pid, false) {
-                Ok(ticks) => ticks,
-                Err(error) => {
-                    end(&pidfd);
-                    return Err(error);
-                }
-            },
-            pidfd,
-            terminal,
-            cgroup: target.cgroup.clone(),
-            mount_namespace: None,
-            warnings,
-            gate: None,
-        }),
+
+    fn pass_listener(&self, pid: i32, pidfd: &OwnedFd, number: RawFd) -> Result<(), LaunchError> {
+        let state = ContainerState {
+            oci_version: OCI_VERSION.to_owned(),
+            id: self.launch.id.clone(),
+            status: Status::Running,
+            pid: Some(self.target.pid),
+            bundle: self.bundle.to_owned(),
+            annotations: self.launch.annotations.clone(),
+        };
+        Listener::of_profile(self.launch.profile.as_ref())?.pass(pidfd.as_fd(), number, pid, state)
     }
 }
 

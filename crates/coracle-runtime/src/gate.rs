@@ -170,7 +170,12 @@ pub fn open_gate(socket: &Path) -> Result<Vec<String>, LaunchError> {
                 let status = "it ended while it was being started".to_owned();
                 return Err(LaunchError::Vanished { status });
             }
-            Message::Terminal(_) | Message::Pid(_) | Message::Hooks | Message::Ready | Message::Detached => {}
+            Message::Terminal(_)
+            | Message::Pid(_)
+            | Message::Listener(_)
+            | Message::Hooks
+            | Message::Ready
+            | Message::Detached => {}
         }
     }
 }

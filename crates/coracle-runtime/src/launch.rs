@@ -1,5 +1,6 @@
 //! What to start, and what one has once it is started. Data only.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -172,7 +173,11 @@ impl Running {
                 Message::Detached => return Ok(()),
                 Message::Executing => is_executing = true,
                 Message::End => return check_executed(self.pid, is_executing).map(drop),
-                Message::Terminal(_) | Message::Pid(_) | Message::Hooks | Message::Ready => {}
+                Message::Terminal(_)
+                | Message::Pid(_)
+                | Message::Listener(_)
+                | Message::Hooks
+                | Message::Ready => {}
             }
         }
     }
@@ -222,6 +227,12 @@ pub struct ExecLaunch {
     /// The container's `linux.seccomp`.
     #[serde(default)]
     pub profile: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// The container's id and annotations, for the agent of a seccomp listener.
+    #[serde(default)]
+    pub id: String,
+    /// See [`ExecLaunch::id`].
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     /// The container's `linux.personality`.
     #[serde(default)]
     pub personality: Option<oci_spec::runtime::LinuxPersonality>,
@@ -239,7 +250,10 @@ impl ExecLaunch {
         process.set_args(Some(args));
         process.set_terminal(None);
         let linux = launch.spec.linux().as_ref();
+        let annotations = launch.spec.annotations().iter().flatten();
         Self {
+            id: launch.id.clone(),
+            annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
             process,
             user: launch.user.clone(),
             seccomp: launch.seccomp,

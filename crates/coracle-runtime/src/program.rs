@@ -11,10 +11,10 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use coracle_sys::process as sys;
+use coracle_sys::{process as sys, seccomp};
 use oci_spec::runtime::{LinuxMemoryPolicy, LinuxPersonality, PosixRlimitType, Process};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -128,13 +128,15 @@ impl<'a> Program<'a> {
             sys::exit_now(125);
         }
         let path = self.find()?;
+        // The starter hands a listener over, and may not be there any more once the gate is open.
+        let early = self.filter.as_ref().is_some_and(|filter| filter.listener.is_some());
+        if early {
+            self.seal(sets, channel)?;
+        }
         departure.pass(channel, &self.env, |channel| {
-            sys::cloexec_from(3 + self.options.preserve_fds)
-                .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
-            if let Some(labels) = &self.labels {
-                labels.apply()?;
+            if !early {
+                self.seal(sets, channel)?;
             }
-            self.load_filter(sets)?;
             if self.options.init {
                 // Process 1 is never going to execute anything, by which it could be seen to have come this far.
                 channel.executing();
@@ -142,6 +144,16 @@ impl<'a> Program<'a> {
             }
             Err(self.execute(&path))
         })
+    }
+
+    /// The last lines of defence.
+    fn seal(&self, sets: Sets, channel: &Child) -> Result<(), LaunchError> {
+        sys::cloexec_from(3 + self.options.preserve_fds)
+            .map_err(|error| LaunchError::step("mark descriptors close-on-exec", error))?;
+        if let Some(labels) = &self.labels {
+            labels.apply()?;
+        }
+        self.load_filter(sets, channel)
     }
 
     fn execute(&self, path: &CStr) -> LaunchError {
@@ -313,10 +325,17 @@ impl<'a> Program<'a> {
         LaunchError::step(format!("change to the working directory {}", self.process.cwd().display()), error)
     }
 
-    fn load_filter(&self, sets: Sets) -> Result<(), LaunchError> {
+    fn load_filter(&self, sets: Sets, channel: &Child) -> Result<(), LaunchError> {
         let Some(filter) = &self.filter else { return Ok(()) };
-        coracle_sys::seccomp::load(&filter.program, filter.flags)
-            .map_err(|error| LaunchError::step("load the seccomp filter", error))?;
+        let cannot = |error| LaunchError::step("load the seccomp filter", error);
+        if filter.listener.is_some() {
+            let listener = seccomp::load_with_listener(&filter.program, filter.flags).map_err(cannot)?;
+            channel
+                .hand_over(listener.as_fd())
+                .map_err(|error| LaunchError::step("hand the seccomp listener over", error))?;
+        } else {
+            seccomp::load(&filter.program, filter.flags).map_err(cannot)?;
+        }
         if self.filter_needs_admin() && (sets.effective & sets.permitted) & SYS_ADMIN == 0 {
             sys::set_capabilities(sets.permitted, sets.effective, sets.inheritable)
                 .map_err(|error| LaunchError::step("set the capabilities under the seccomp filter", error))?;

@@ -4,7 +4,7 @@
 //! the root as a detached mount, the user, the filter. What was made is undone in reverse if anything fails.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use coracle_sys::process::{self, CloneArgs, Cloned};
@@ -18,6 +18,7 @@ use crate::gate::{Departure, StartHooks};
 use crate::hooks::{self, ContainerState, HookPoint, Status};
 use crate::mounts::Sources;
 use crate::program::{Program, ProgramOptions};
+use crate::seccomp::Listener;
 use crate::stage::{Stage, has_namespace, kind_name};
 use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, seccomp};
 
@@ -317,6 +318,10 @@ impl Caller<'_> {
                     self.run_hooks(pid)?;
                     parent.release()?;
                 }
+                Message::Listener(number) => {
+                    self.pass_listener(pid, pidfd, number)?;
+                    parent.release()?;
+                }
                 Message::Executing => is_executing = true,
                 Message::Pid(_) | Message::Detached => {}
                 Message::Ready => {
@@ -329,6 +334,13 @@ impl Caller<'_> {
                 }
             }
         }
+    }
+
+    fn pass_listener(&self, pid: i32, pidfd: &OwnedFd, number: RawFd) -> Result<(), LaunchError> {
+        let Launch { spec, id, .. } = self.launch;
+        let state = ContainerState::of(spec, id, &self.bundle, Status::Creating, Some(pid));
+        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        Listener::of_profile(seccomp)?.pass(pidfd.as_fd(), number, pid, state)
     }
 
     fn run_hooks(&self, pid: i32) -> Result<(), LaunchError> {

@@ -3,6 +3,7 @@
 //! Source: seccomp(2), `linux/filter.h`.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// One instruction of a classic BPF program, laid out as the kernel's `struct sock_filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,23 @@ pub const INSTRUCTIONS_MAX: usize = 4096;
 /// # Errors
 /// `EACCES` without no_new_privs or `CAP_SYS_ADMIN`, `EINVAL` for a program that the kernel does not take.
 pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
+    install(program, flags).map(drop)
+}
+
+/// As [`load`]; returns what a supervisor answers the calls by that the program leaves to it.
+///
+/// # Errors
+/// As [`load`], and `EBUSY` if a filter with a listener is there already.
+pub fn load_with_listener(program: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
+    let fd = install(program, flags | FLAG_NEW_LISTENER)?;
+    let fd = RawFd::try_from(fd).map_err(|_beyond| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: with this flag the kernel returns a descriptor that it has just made for us, close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const FLAG_NEW_LISTENER: u32 = 1 << 3;
+
+fn install(program: &[Instruction], flags: u32) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Program {
         len: u16,
@@ -40,5 +58,5 @@ pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
     // kernel verifies the program itself.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

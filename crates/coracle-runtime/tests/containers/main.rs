@@ -20,6 +20,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod rig;
+mod seccomp;
 
 use std::fs;
 use std::panic::AssertUnwindSafe;
@@ -37,6 +38,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
     let areas = [
         process::CASES,
         exec::CASES,
+        seccomp::CASES,
         mounts::CASES,
         hostile::CASES,
         inside::CASES,

@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use coracle_base::explain::chain;
 use coracle_runtime::{
-    ExecLaunch, ExecOptions, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec, start,
+    ExecLaunch, ExecOptions, Launch, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec,
+    start,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
@@ -30,6 +31,11 @@ pub(crate) const CASES: &[Case] = &[
     ("preserved_descriptors_arrive", preserved_descriptors_arrive),
     ("what_cannot_be_executed_is_told_in_dockers_words", what_cannot_be_executed_is_told_in_dockers_words),
     ("limits_of_processes_are_set_or_warned_about", limits_of_processes_are_set_or_warned_about),
+    ("a_scheduler_and_its_relatives_are_set", a_scheduler_and_its_relatives_are_set),
+    (
+        "labels_and_windows_words_are_refused_by_their_field",
+        labels_and_windows_words_are_refused_by_their_field,
+    ),
     ("an_init_forwards_and_reaps", an_init_forwards_and_reaps),
     ("a_terminal_is_the_containers", a_terminal_is_the_containers),
     ("exec_is_confined_as_the_container_is", exec_is_confined_as_the_container_is),
@@ -179,6 +185,65 @@ fn limits_of_processes_are_set_or_warned_about(rig: &Rig) {
     process(&mut launch).set_oom_score_adj(Some(500));
     process(&mut launch).set_args(Some(args(&["cat", "/proc/self/oom_score_adj"])));
     assert_eq!(output(&launch), "500\n");
+}
+
+fn a_scheduler_and_its_relatives_are_set(rig: &Rig) {
+    let set = |launch: &mut Launch, json: &str| {
+        let mut value = serde_json::to_value(process(launch)).unwrap();
+        let more: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).unwrap();
+        value.as_object_mut().unwrap().extend(more);
+        *process(launch) = serde_json::from_value(value).unwrap();
+    };
+    // Nice value and policy are fields 19 and 41.
+    let mut launch = rig.sh("read -r line < /proc/self/stat; set -- ${line##*)}; echo ${17} ${39}");
+    set(&mut launch, r#"{"scheduler":{"policy":"SCHED_BATCH","nice":7}}"#);
+    assert_eq!(output(&launch), "7 3\n");
+    set(&mut launch, r#"{"scheduler":{"policy":"SCHED_IDLE"}}"#);
+    assert_eq!(output(&launch), "0 5\n");
+    let mut launch = rig.launch(&["/bin/busybox", "ionice"]);
+    set(&mut launch, r#"{"ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0}}"#);
+    assert!(output(&launch).starts_with("idle"));
+    let mut launch = rig.launch(&["/bin/busybox", "uname", "-m"]);
+    let linux = launch.spec.linux_mut().as_mut().unwrap();
+    linux.set_personality(Some(serde_json::from_str(r#"{"domain":"LINUX32"}"#).unwrap()));
+    let machine = if cfg!(target_arch = "x86_64") { "i686\n" } else { "armv8l\n" };
+    assert_eq!(output(&launch), machine);
+    let mut launch = rig.launch(&["true"]);
+    set(&mut launch, r#"{"scheduler":{"policy":"SCHED_OTHER","nice":99}}"#);
+    assert!(failure(&launch).to_string().contains("process.scheduler.nice"));
+    if !fs::exists("/proc/self/numa_maps").unwrap() {
+        println!("skipped: the kernel has no NUMA");
+        return;
+    }
+    let mut launch = rig.sh("head -n 1 /proc/self/numa_maps");
+    let policy = serde_json::from_str(r#"{"mode":"MPOL_BIND","nodes":"0"}"#).unwrap();
+    launch.spec.linux_mut().as_mut().unwrap().set_memory_policy(Some(policy));
+    assert!(output(&launch).contains("bind:0"));
+}
+
+fn labels_and_windows_words_are_refused_by_their_field(rig: &Rig) {
+    let refused = |change: &dyn Fn(&mut Launch)| {
+        let mut launch = rig.launch(&["true"]);
+        change(&mut launch);
+        failure(&launch).to_string()
+    };
+    let limits = r#"[{"type":"RLIMIT_CORE","soft":0,"hard":0},{"type":"RLIMIT_CORE","soft":1,"hard":1}]"#;
+    let twice = refused(&|l| {
+        process(l).set_rlimits(Some(serde_json::from_str(limits).unwrap()));
+    });
+    assert!(twice.contains("process.rlimits[1].type"), "{twice}");
+    let windows = refused(&|l| {
+        process(l).set_command_line(Some("cmd".into()));
+    });
+    assert!(windows.contains("process.commandLine"), "{windows}");
+    if fs::exists("/sys/fs/selinux/enforce").unwrap() {
+        println!("skipped: SELinux is enabled here");
+        return;
+    }
+    let label = refused(&|l| {
+        process(l).set_selinux_label(Some("system_u:system_r:container_t:s0".into()));
+    });
+    assert!(label.contains("process.selinuxLabel"), "{label}");
 }
 
 fn an_init_forwards_and_reaps(rig: &Rig) {
