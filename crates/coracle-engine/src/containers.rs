@@ -119,7 +119,7 @@ impl Engine {
         self.resolve_container_modes(&mut spec)?;
         self.take_over_volumes(asked, &mut spec)?;
         let mut warnings = warnings(&spec);
-        warnings.extend(self.store()?.prepare_root(&image.chain)?);
+        warnings.extend(self.store()?.prepare_root(&image.chain, spec.security.id_maps.as_ref())?);
         let name = self.write_container(asked, spec, &requests, &image)?;
         drop(lease);
         Ok(Created { id, name, warnings })
@@ -165,7 +165,8 @@ impl Engine {
         let _creating = lock::exclusive_dir(&new)?;
         spec.name = self.claim_name(asked, &spec.id)?;
         undo.name = Some(spec.name.clone());
-        make_layer(&new, &self.store()?.root_attributes(image.root)?)?;
+        let maps = spec.security.id_maps.as_ref();
+        make_layer(&new, &self.store()?.root_attributes(image.root, maps)?)?;
         let _volumes = self.prepare_mounts(&mut spec, requests, image)?;
         let durability = if spec.lifecycle.auto_remove { Durability::Volatile } else { Durability::Durable };
         if spec.lifecycle.auto_remove {

@@ -184,8 +184,12 @@ impl Engine {
             .collect::<Result<_, _>>()
             .map_err(|e| EngineError::invalid(format!("container {}: {e}", spec.name)))?;
         let dir = self.dirs().container(&spec.id);
-        let upper =
-            Upper { upper: dir.join("upper"), work: dir.join("work"), volatile: spec.lifecycle.auto_remove };
+        let upper = Upper {
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+            volatile: spec.lifecycle.auto_remove,
+            maps: spec.security.id_maps.clone(),
+        };
         Ok(self.store()?.layered_root(&chain, Some(&upper))?)
     }
 

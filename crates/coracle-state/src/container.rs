@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use coracle_sys::idmap::Maps;
 use serde::{Deserialize, Serialize};
 
 use crate::ContainerId;
@@ -332,8 +333,11 @@ pub struct Security {
     pub ipc_mode: String,
     /// `host` or empty for its own.
     pub uts_mode: String,
-    /// `host` or empty.
+    /// `host` or empty for the caller's; `auto`, `private`, `keep-id`, each with options after a colon, for its own.
     pub userns_mode: String,
+    /// Who the container's ids are outside, if it has a user namespace of its own. No other container that exists
+    /// has the same ids, except those of `keep-id`.
+    pub id_maps: Option<Maps>,
     /// `host`, `private` or empty for private.
     pub cgroupns_mode: String,
     /// Kernel parameters of the container's namespaces.

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use coracle_sys::idmap::Maps;
 use coracle_sys::layered::LayeredRoot;
 use ring::digest::{SHA256, digest};
 
@@ -34,6 +35,8 @@ pub struct Upper {
     pub work: PathBuf,
     /// The changes need not survive a crash of the machine (`--rm`): nothing is synchronised.
     pub volatile: bool,
+    /// Who the container's ids are in the caller's user namespace, if it has a user namespace of its own.
+    pub maps: Option<Maps>,
 }
 
 impl Store {
@@ -83,6 +86,7 @@ impl Store {
             upper: upper.map(|u| u.upper.clone()),
             work: upper.map(|u| u.work.clone()),
             volatile: upper.is_some_and(|u| u.volatile),
+            maps: upper.and_then(|u| u.maps.clone()),
             ..LayeredRoot::default()
         })
     }

@@ -31,7 +31,9 @@ mod write;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use coracle_sys::idmap::Maps;
 use coracle_sys::layered::{self, LayeredRoot};
+use coracle_sys::userns;
 use ring::digest::{SHA256, digest};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -96,27 +98,31 @@ struct Tree {
 impl Store {
     /// Makes what a root file system of these layers needs in the user namespace of the caller, and gives back what
     /// the user should know about it. Nothing outside user namespaces, and nothing if it is there already. The
-    /// caller holds a lease, or a container of the same layers.
+    /// caller holds a lease, or a container of the same layers; `maps` is for a namespace below the caller's.
     ///
     /// # Errors
     /// An owner of a file has no id in the namespace ([`StoreError::Unmapped`]), a layer is damaged, or the file
     /// system refuses.
-    pub fn prepare_root(&self, chain: &[DiffId]) -> Result<Vec<String>, StoreError> {
+    pub fn prepare_root(&self, chain: &[DiffId], maps: Option<&Maps>) -> Result<Vec<String>, StoreError> {
         if chain.is_empty() || self.is_initial()? {
             return Ok(Vec::new());
         }
-        Ok(self.tree(chain)?.warnings)
+        Ok(self.tree(chain, maps)?.warnings)
     }
 
-    /// The attributes that the root of a file system has in the user namespace of the caller.
+    /// The attributes that the root of a file system has for the caller, if the container's ids are these.
     ///
     /// # Errors
     /// The owner has no id there.
-    pub fn root_attributes(&self, root: RootAttributes) -> Result<RootAttributes, StoreError> {
-        if self.is_initial()? {
+    pub fn root_attributes(
+        &self,
+        root: RootAttributes,
+        maps: Option<&Maps>,
+    ) -> Result<RootAttributes, StoreError> {
+        if maps.is_none() && self.is_initial()? {
             return Ok(root);
         }
-        let owners = Owners::of_this_process()?;
+        let owners = Owners::of_this_process()?.below(maps);
         let (uid, gid) = owners.inside(b"/", root.uid, root.gid)?;
         Ok(RootAttributes { mode: root.mode, uid, gid })
     }
@@ -135,7 +141,7 @@ impl Store {
             ..LayeredRoot::default()
         };
         if !chain.is_empty() {
-            let tree = self.tree(chain)?;
+            let tree = self.tree(chain, upper.and_then(|u| u.maps.as_ref()))?;
             root.objects = (tree.kind == TreeKind::Merged).then(|| self.paths.objects());
             root.lowers.push(tree.dir.join("root"));
         }
@@ -143,8 +149,8 @@ impl Store {
     }
 
     /// The tree of a chain, made if it is not there.
-    fn tree(&self, chain: &[DiffId]) -> Result<Tree, StoreError> {
-        let owners = Owners::of_this_process()?;
+    fn tree(&self, chain: &[DiffId], maps: Option<&Maps>) -> Result<Tree, StoreError> {
+        let owners = Owners::of_this_process()?.below(maps);
         let name = format!("{}-{}", chain_hex(chain), map_digits(&owners));
         let place = |kind: TreeKind| self.paths.trees().join(format!("{name}-{}", kind.as_str()));
         let kind = if self.has_user_objects()? { TreeKind::Merged } else { TreeKind::Copied };
@@ -245,7 +251,7 @@ impl Store {
         if let Some(known) = self.is_initial.get() {
             return Ok(*known);
         }
-        let found = layered::is_initial_user_namespace()
+        let found = userns::is_initial()
             .map_err(|e| StoreError::io("examine", "/proc/self/ns/user", e))?;
         Ok(*self.is_initial.get_or_init(|| found))
     }

@@ -15,13 +15,15 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Signal;
 
+use serde::{Deserialize, Serialize};
+
 use crate::process::{self, CloneArgs, Cloned};
 
 /// How many ids there are: the last 32-bit number means "none".
 const IDS: u32 = u32::MAX;
 
 /// `count` ids from `inside` on, which are those from `outside` on out of the namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Range {
     /// First id in the namespace; for a mount: as the file system stores it.
     pub inside: u32,
@@ -31,17 +33,62 @@ pub struct Range {
     pub count: u32,
 }
 
+/// Both tables of a user namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maps {
+    /// Users.
+    pub uids: Vec<Range>,
+    /// Groups.
+    pub gids: Vec<Range>,
+}
+
+impl Maps {
+    /// The number outside of a user inside, if he has one.
+    #[must_use]
+    pub fn uid_outside(&self, uid: u32) -> Option<u32> {
+        outside(&self.uids, uid)
+    }
+
+    /// The number outside of a group inside, if it has one.
+    #[must_use]
+    pub fn gid_outside(&self, gid: u32) -> Option<u32> {
+        outside(&self.gids, gid)
+    }
+}
+
+fn outside(ranges: &[Range], id: u32) -> Option<u32> {
+    let found = ranges.iter().find(|r| id.checked_sub(r.inside).is_some_and(|n| n < r.count))?;
+    found.outside.checked_add(id - found.inside)
+}
+
+/// A new user namespace with these maps, and a new network namespace that belongs to it: root inside may set it up.
+///
+/// # Errors
+/// As [`user_namespace`].
+pub fn user_and_network_namespace(maps: &Maps) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET;
+    with_child(flags, |child| {
+        let user = fill(child, &maps.uids, &maps.gids)?;
+        Ok((user, open_namespace(child, "net")?))
+    })
+}
+
 /// A new user namespace with these maps, held by nothing but the descriptor. Costs one clone.
 ///
 /// # Errors
 /// `EDEADLK` from a process with several threads, `EPERM` for ids that the caller may not map, `EINVAL` for
 /// ranges that overlap, `ENOSPC` where `user.max_user_namespaces` is used up.
 pub fn user_namespace(uids: &[Range], gids: &[Range]) -> io::Result<OwnedFd> {
+    with_child(libc::CLONE_NEWUSER, |child| fill(child, uids, gids))
+}
+
+/// Runs `work` while a child lives that does nothing in new namespaces.
+fn with_child<T>(namespaces: i32, work: impl FnOnce(&Cloned) -> io::Result<T>) -> io::Result<T> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let mut ends = Some(ours);
     let args = CloneArgs {
-        namespaces: u64::from(libc::CLONE_NEWUSER.cast_unsigned()),
+        namespaces: u64::from(namespaces.cast_unsigned()),
         cgroup: None,
         sibling: false,
     };
@@ -52,7 +99,7 @@ pub fn user_namespace(uids: &[Range], gids: &[Range]) -> io::Result<OwnedFd> {
         while matches!(rustix::io::read(&theirs, &mut byte), Err(rustix::io::Errno::INTR)) {}
         process::exit_now(0);
     })?;
-    let made = fill(&child, uids, gids);
+    let made = work(&child);
     end(&child)?;
     made
 }
@@ -64,7 +111,11 @@ fn fill(child: &Cloned, uids: &[Range], gids: &[Range]) -> io::Result<OwnedFd> {
         // The kernel takes a map in one write or not at all.
         rustix::io::write(&map, table(ranges).as_bytes())?;
     }
-    let path = format!("/proc/{}/ns/user", child.pid);
+    open_namespace(child, "user")
+}
+
+fn open_namespace(child: &Cloned, kind: &str) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{}/ns/{kind}", child.pid);
     Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
@@ -139,6 +190,15 @@ mod tests {
                 assert_eq!(image(&map, id), [expected], "{a} {b} {id}");
             }
         }
+    }
+
+    #[test]
+    fn ids_are_found_outside() {
+        let range = |inside, outside, count| Range { inside, outside, count };
+        let maps = Maps { uids: vec![range(0, 1000, 1), range(1, 5000, 10)], gids: vec![] };
+        let found = [0, 1, 10, 11].map(|id| maps.uid_outside(id));
+        assert_eq!(found, [Some(1000), Some(5000), Some(5009), None]);
+        assert_eq!(maps.gid_outside(0), None);
     }
 
     #[test]

@@ -39,12 +39,17 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::idmap::{self, Maps};
+use crate::mount::{self, Attributes};
+
 /// The kernel copies at most this many bytes of a string option, its NUL included.
 const OPTION_BYTES_MAX: usize = 256;
 /// The options of `mount(2)` fit one page, its NUL included.
 const MOUNT_DATA_BYTES_MAX: usize = 4096;
 /// Somebody else may take the free loop device first; so often is asked for another.
 const LOOP_RETRIES_MAX: u32 = 64;
+/// `MOUNT_ATTR_IDMAP` of `linux/mount.h`.
+const ATTR_IDMAP: u64 = 0x0010_0000;
 /// The name below the objects directory that kernels without data-only layers must hide.
 const OBJECTS_NAME: &str = ".cobj";
 
@@ -67,6 +72,10 @@ pub struct LayeredRoot {
     /// root of a user namespace. A rename of a directory of a layer copies it, a change of attributes copies the file.
     #[serde(default)]
     pub user_xattrs: bool,
+    /// The layers' owners as the processes of this user namespace are known outside: each layer is an id-mapped mount
+    /// (Linux 5.19), so nothing is copied to change its owner. The upper directory stores the ids outside.
+    #[serde(default)]
+    pub maps: Option<Maps>,
 }
 
 /// How to stack the parts. [`LayeredRoot::mount`] finds the first one that the kernel takes.
@@ -192,6 +201,13 @@ impl LayeredRoot {
         let mut layers = Vec::with_capacity(lowers.len());
         for path in lowers {
             layers.push(if self.user_xattrs { clone_dir(path)? } else { mount_erofs(path, backing)? });
+        }
+        if let Some(maps) = &self.maps {
+            let table = idmap::user_namespace(&maps.uids, &maps.gids)?;
+            for (layer, path) in layers.iter().zip(lowers) {
+                map_ids(layer, &table)
+                    .map_err(MountFailure::at(format!("the layer {} with other owners", path.display())))?;
+            }
         }
         Ok(layers)
     }
@@ -344,14 +360,11 @@ enum Data {
     Masked,
 }
 
-/// Whether this process is in the user namespace that the system began with: only there EROFS may be mounted.
-///
-/// # Errors
-/// `/proc` is not there.
-pub fn is_initial_user_namespace() -> io::Result<bool> {
-    // PROC_USER_INIT_INO of the kernel's proc_ns.h: part of its interface since 3.8.
-    const INITIAL: u64 = 0xEFFF_FFFD;
-    Ok(rustix::fs::stat("/proc/self/ns/user")?.st_ino == INITIAL)
+fn map_ids(layer: &OwnedFd, table: &OwnedFd) -> Result<(), Errno> {
+    let user_namespace = u64::try_from(table.as_raw_fd()).map_err(|_negative| Errno::BADF)?;
+    let attributes = Attributes { set: ATTR_IDMAP, user_namespace, ..Attributes::default() };
+    mount::set_attributes(layer.as_fd(), false, &attributes)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::INVAL))
 }
 
 /// A directory as a detached mount.

@@ -571,7 +571,7 @@ fn a_chain_becomes_the_parts_of_a_root() {
     let home = Home::new();
     let store = home.store();
     let image = pull(&store, &TestImage::numbered(1), NAME).unwrap();
-    let upper = Upper { upper: "/u".into(), work: "/w".into(), volatile: true };
+    let upper = Upper { upper: "/u".into(), work: "/w".into(), volatile: true, maps: None };
     let root = store.layered_root(&image.chain, Some(&upper)).unwrap();
     assert_eq!(root.lowers.len(), 2);
     assert!(root.lowers.iter().all(|path| path.exists()), "{root:?}");
@@ -595,7 +595,7 @@ fn a_mounted_root_shows_the_files_of_its_layers() {
     let (up, wk) = (work.path().join("upper"), work.path().join("work"));
     std::fs::create_dir(&up).unwrap();
     std::fs::create_dir(&wk).unwrap();
-    let place = Upper { upper: up, work: wk, volatile: true };
+    let place = Upper { upper: up, work: wk, volatile: true, maps: None };
     let root = store.layered_root(&image.chain, Some(&place)).unwrap();
     assert!(root.lowers[1].to_str().unwrap().contains("/meta."), "{root:?}");
     assert!(!root.lowers[1].ends_with("meta.erofs"), "the variant for this chain: {root:?}");

@@ -89,7 +89,7 @@ fn child() {
             let root = store.layered_root(&image(&store).chain, None).unwrap().mount().unwrap();
             std::fs::write(to, show(&path_of(&root))).unwrap();
         }
-        ("prepare", _) => match store.prepare_root(&image(&store).chain) {
+        ("prepare", _) => match store.prepare_root(&image(&store).chain, None) {
             Ok(warnings) => println!("warnings: {warnings:?}"),
             Err(e) => println!("error: {e}"),
         },
@@ -97,7 +97,7 @@ fn child() {
         ("killed", at) => {
             let chain = image(&store).chain;
             injected::kill_at(at.parse().unwrap());
-            store.prepare_root(&chain).unwrap();
+            store.prepare_root(&chain, None).unwrap();
         }
         ("gc", _) => drop(store.gc(&GcOptions::default()).unwrap()),
         other => panic!("no order {other:?}"),
@@ -115,7 +115,7 @@ fn write_into(store: &Store, dirs: &Dirs) {
         std::fs::create_dir_all(dir).unwrap();
     }
     let chain = image(store).chain;
-    let parts = Upper { upper: upper.clone(), work, volatile: true };
+    let parts = Upper { upper: upper.clone(), work, volatile: true, maps: None };
     {
         let root = store.layered_root(&chain, Some(&parts)).unwrap().mount().unwrap();
         let root = path_of(&root);

@@ -5,41 +5,51 @@
 //! owner; then all files belong to root, as the user who has no range expects, and he is told once.
 //! Source: user_namespaces(7), `/proc/<pid>/uid_map`.
 
+use coracle_sys::idmap::{Maps, Range, table};
+
 use crate::StoreError;
 use crate::layer::printable;
 
 /// The ids of one kind that exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ids {
-    /// First id inside, how many.
-    ranges: Vec<(u32, u32)>,
+    /// First id in the image, who it is here, how many.
+    ranges: Vec<(u32, u32, u32)>,
 }
 
 impl Ids {
     fn parse(map: &str) -> Self {
         let range = |line: &str| {
             let mut words = line.split_ascii_whitespace();
-            let inside = words.next()?.parse().ok()?;
-            Some((inside, words.nth(1)?.parse().ok()?))
+            let inside: u32 = words.next()?.parse().ok()?;
+            Some((inside, inside, words.nth(1)?.parse().ok()?))
         };
         Self { ranges: map.lines().filter_map(range).collect() }
     }
 
-    fn has(&self, id: u32) -> bool {
-        self.ranges.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|n| n < *count))
+    fn find(&self, id: u32) -> Option<u32> {
+        self.ranges.iter().find_map(|(first, here, count)| {
+            let n = id.checked_sub(*first).filter(|n| n < count)?;
+            here.checked_add(n)
+        })
+    }
+
+    /// The ids of a namespace below.
+    fn below(ranges: &[Range]) -> Self {
+        Self { ranges: ranges.iter().map(|r| (r.inside, r.outside, r.count)).collect() }
     }
 
     /// The only id, if there is one only.
     fn single(&self) -> Option<u32> {
         match self.ranges[..] {
-            [(first, 1)] => Some(first),
+            [(_, here, 1)] => Some(here),
             _ => None,
         }
     }
 
     fn describe(&self) -> String {
         let last = |first: u32, count: u32| first.saturating_add(count.saturating_sub(1));
-        let ranges = self.ranges.iter().map(|(first, count)| format!("{first}-{}", last(*first, *count)));
+        let ranges = self.ranges.iter().map(|(first, _, count)| format!("{first}-{}", last(*first, *count)));
         ranges.collect::<Vec<_>>().join(", ")
     }
 }
@@ -72,6 +82,14 @@ impl Owners {
         Self { text, uids: Ids::parse(uid_map), gids: Ids::parse(gid_map) }
     }
 
+    /// Those of a namespace below this one with these maps, if there is one.
+    #[must_use]
+    pub fn below(self, maps: Option<&Maps>) -> Self {
+        let Some(maps) = maps else { return self };
+        let text = format!("{} below {};{}", self.text, table(&maps.uids), table(&maps.gids));
+        Self { text, uids: Ids::below(&maps.uids), gids: Ids::below(&maps.gids) }
+    }
+
     /// Both maps in one line.
     pub(super) fn text(&self) -> &str {
         &self.text
@@ -88,10 +106,7 @@ impl Owners {
     /// One of them has no id here, though others have.
     pub(super) fn inside(&self, path: &[u8], uid: u32, gid: u32) -> Result<(u32, u32), StoreError> {
         let of = |ids: &Ids, id: u32, kind: &'static str| {
-            if ids.has(id) {
-                return Ok(id);
-            }
-            ids.single().ok_or_else(|| StoreError::Unmapped {
+            ids.find(id).or_else(|| ids.single()).ok_or_else(|| StoreError::Unmapped {
                 path: printable(path),
                 kind,
                 id,
@@ -106,6 +121,8 @@ impl Owners {
 mod tests {
     use coracle_base::Explain;
 
+    use coracle_sys::idmap::{Maps, Range};
+
     use super::Owners;
 
     #[test]
@@ -118,6 +135,18 @@ mod tests {
         assert!(error.hint().unwrap().contains("/etc/subuid"), "{:?}", error.hint());
         let error = owners.inside(b"opt/x", 0, 11).unwrap_err();
         assert!(error.hint().unwrap().contains("/etc/subgid"), "{:?}", error.hint());
+    }
+
+    #[test]
+    fn a_namespace_below_has_ids_of_its_own() {
+        let range = |inside, outside, count| Range { inside, outside, count };
+        let maps = Maps { uids: vec![range(0, 1, 5), range(5, 0, 1)], gids: vec![range(0, 0, 10)] };
+        let owners = Owners::parse("0 1000 100", "0 1000 100");
+        let below = owners.clone().below(Some(&maps));
+        assert_ne!(owners.text(), below.text(), "another tree");
+        assert_eq!(below.inside(b"x", 0, 7).unwrap(), (1, 7));
+        assert_eq!(below.inside(b"x", 5, 7).unwrap(), (0, 7));
+        assert!(below.inside(b"x", 6, 7).is_err());
     }
 
     #[test]
