@@ -29,4 +29,5 @@ mod logs;
 mod network;
 mod registry;
 mod unified;
+mod userns;
 mod volumes;

@@ -6,7 +6,7 @@ use std::path::Path;
 use coracle_base::time::Timestamp;
 use coracle_state::Dirs;
 use coracle_state::container::{
-    ContainerSpec, Endpoint, LogSpec, MountSource, MountSpec, NetworkMode, PublishSpec, Resources,
+    BindIdmap, ContainerSpec, Endpoint, LogSpec, MountSource, MountSpec, NetworkMode, PublishSpec, Resources,
     RestartPolicy, RunState, Status,
 };
 use serde_json::{Map, Value};
@@ -132,14 +132,24 @@ fn mount(mount: &MountSpec, dirs: &Dirs) -> Option<Value> {
             ("RW", writable),
             ("Propagation", "".into()),
         ]),
-        MountSource::Bind { path, propagation, .. } => object([
-            ("Type", "bind".into()),
-            ("Source", path.as_str().into()),
-            ("Destination", mount.target.as_str().into()),
-            ("Mode", mount.mode.as_str().into()),
-            ("RW", writable),
-            ("Propagation", if propagation.is_empty() { "rprivate" } else { propagation.as_str() }.into()),
-        ]),
+        MountSource::Bind { path, propagation, idmap, .. } => {
+            let mut fields = vec![
+                ("Type", "bind".into()),
+                ("Source", path.as_str().into()),
+                ("Destination", mount.target.as_str().into()),
+                ("Mode", mount.mode.as_str().into()),
+                ("RW", writable),
+                (
+                    "Propagation",
+                    if propagation.is_empty() { "rprivate" } else { propagation.as_str() }.into(),
+                ),
+            ];
+            if *idmap != BindIdmap::Off {
+                // Docker has no such field: only there if asked for.
+                fields.push(("BindIdmap", idmap.as_str().into()));
+            }
+            object(fields)
+        }
         MountSource::Tmpfs { .. } => return None,
     })
 }

@@ -17,7 +17,7 @@ pub fn pretty(value: &Value) -> String {
 }
 
 /// An object from pairs, in their order.
-pub(crate) fn object<const N: usize>(pairs: [(&str, Value); N]) -> Value {
+pub(crate) fn object<'a>(pairs: impl IntoIterator<Item = (&'a str, Value)>) -> Value {
     Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
 }
 

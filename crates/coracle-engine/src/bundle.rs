@@ -40,6 +40,8 @@ pub(crate) struct Surroundings {
     pub(crate) shm: Option<PathBuf>,
     /// Where the host shows its message queues, for a container of a user that shares them.
     pub(crate) host_queues: Option<PathBuf>,
+    /// Volumes keep the numbers that the container's users have inside. Not possible inside another user namespace.
+    pub(crate) maps_volumes: bool,
     /// The container runs in the user namespace of somebody who is not the machine's root.
     pub(crate) rootless: Option<Rootless>,
     /// Paths of this machine's hardware that are masked beside the usual ones.
@@ -192,7 +194,19 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::Mount>
     let mut own: Vec<(&MountSpec, &ResolvedMount)> = spec.mounts.iter().zip(&around.mounts).collect();
     own.sort_by_key(|(m, _)| m.target.matches('/').count());
     for (asked, found) in own {
-        all.push(mount(&asked.target, &found.fs_type, &found.source, mount_options(asked, found))?);
+        let mut options = mount_options(asked, found);
+        let maps = crate::idmap::of_mount(spec, asked)?;
+        let is_own = matches!(asked.source, MountSource::Volume { .. }) && found.fs_type == "bind";
+        if is_own && found.options.is_empty() && around.maps_volumes && spec.security.id_maps.is_some() {
+            options.push("idmap".to_owned());
+        }
+        options.extend(maps.option.map(str::to_owned));
+        let mut made = mount(&asked.target, &found.fs_type, &found.source, options)?;
+        if let Some(maps) = &maps.maps {
+            made.set_uid_mappings(Some(crate::idmap::mappings(&maps.uids)?));
+            made.set_gid_mappings(Some(crate::idmap::mappings(&maps.gids)?));
+        }
+        all.push(made);
     }
     Ok(all)
 }
@@ -233,6 +247,10 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_readonly_paths(Some(readonly))
         .set_sysctl(Some(sysctls(spec, around).into_iter().collect()))
         .set_rootfs_propagation(rootfs_propagation(spec));
+    if let Some(maps) = &spec.security.id_maps {
+        linux.set_uid_mappings(Some(crate::idmap::mappings(&maps.uids)?));
+        linux.set_gid_mappings(Some(crate::idmap::mappings(&maps.gids)?));
+    }
     Ok(linux)
 }
 
@@ -277,8 +295,9 @@ fn rootfs_propagation(spec: &ContainerSpec) -> Option<String> {
 fn namespaces(spec: &ContainerSpec, around: &Surroundings) -> Result<Vec<oci::LinuxNamespace>, EngineError> {
     use oci::LinuxNamespaceType as Type;
     let security = &spec.security;
-    let mut all = Vec::with_capacity(6);
+    let mut all = Vec::with_capacity(7);
     let wanted = [
+        (Type::User, security.id_maps.is_some()),
         (Type::Mount, true),
         (Type::Pid, security.pid_mode != "host"),
         (Type::Ipc, security.ipc_mode != "host"),

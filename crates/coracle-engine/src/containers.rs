@@ -118,6 +118,7 @@ impl Engine {
         crate::processors::check(&spec.resources)?;
         self.resolve_container_modes(&mut spec)?;
         self.take_over_volumes(asked, &mut spec)?;
+        let _ids = self.settle_ids(asked, &mut spec, &image.chain)?;
         let mut warnings = warnings(&spec);
         warnings.extend(self.store()?.prepare_root(&image.chain, spec.security.id_maps.as_ref())?);
         let name = self.write_container(asked, spec, &requests, &image)?;
@@ -242,7 +243,7 @@ impl Engine {
     }
 
     /// A read-only view of an image's files, attached nowhere.
-    fn mount_image(&self, chain: &[DiffId]) -> Result<OwnedFd, EngineError> {
+    pub(crate) fn mount_image(&self, chain: &[DiffId]) -> Result<OwnedFd, EngineError> {
         let root = self.store()?.layered_root(chain, None)?;
         root.mount().map_err(|e| EngineError::io("mount the image", e))
     }

@@ -31,6 +31,15 @@ pub struct MountRequest {
     pub volume_options: BTreeMap<String, String>,
 }
 
+/// Who calls, by the numbers that the host knows him by: not root, if he became root by `sudo`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
 /// A container to create. What is absent or empty here is taken from the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateSpec {
@@ -80,6 +89,8 @@ pub struct CreateSpec {
     pub lifecycle: Lifecycle,
     /// Labels over the image's.
     pub labels: BTreeMap<String, String>,
+    /// Whose number `--userns keep-id` keeps.
+    pub caller: Caller,
     /// OCI annotations.
     pub annotations: BTreeMap<String, String>,
 }

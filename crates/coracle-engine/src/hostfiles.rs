@@ -26,9 +26,11 @@ pub(crate) fn write(
     let texts =
         [hosts(engine, spec, network)?, format!("{}\n", bundle::hostname(spec)), resolv_conf(engine, spec)?];
     let mut bound = Vec::with_capacity(TARGETS.len());
+    let maps = spec.security.id_maps.as_ref();
+    let root = maps.and_then(|maps| maps.uid_outside(0).zip(maps.gid_outside(0)));
     for ((name, target), text) in TARGETS.iter().zip(texts) {
         let path = dir.join(name);
-        rewrite(&path, &text).map_err(|e| EngineError::io(format!("write {}", path.display()), e))?;
+        rewrite(&path, &text, root).map_err(|e| EngineError::io(format!("write {}", path.display()), e))?;
         bound.push((path, *target));
     }
     Ok(bound)
@@ -37,12 +39,16 @@ pub(crate) fn write(
 const TARGETS: [(&str, &str); 3] =
     [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
 
-/// Nobody reads the file now, since its container does not run: it is written in place.
-fn rewrite(path: &Path, text: &str) -> std::io::Result<()> {
+/// Nobody reads the file now, since its container does not run: it is written in place. It belongs to the root of
+/// the container.
+fn rewrite(path: &Path, text: &str, root: Option<(u32, u32)>) -> std::io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let mut file =
         std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    if let Some((uid, gid)) = root {
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    }
     // Whatever the caller's umask is, the container's users must be able to read it.
     file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())

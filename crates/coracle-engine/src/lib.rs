@@ -12,6 +12,7 @@
 //! images.rs      find, tag, remove, prune   images/  pull, load, import
 //! sweep.rs       what commands and monitors that were killed have left
 //! volumes.rs     volumes                    copyup.rs  filling them from an image   devices.rs  devices of the host
+//! userns.rs      ids of containers in user namespaces   idmap.rs  owners of bind mounts
 //! processors.rs  limits against the processors that there are
 //! ```
 
@@ -23,6 +24,7 @@ mod devices;
 mod engine;
 mod error;
 mod hostfiles;
+mod idmap;
 mod images;
 mod merge;
 mod names;
@@ -30,12 +32,14 @@ mod processors;
 mod rootless;
 mod start;
 mod sweep;
+mod userns;
 mod volumes;
 
 pub use containers::{Container, Created, PruneReport, RemoveOptions};
-pub use create::{CreateSpec, MountRequest, PullPolicy};
+pub use create::{Caller, CreateSpec, MountRequest, PullPolicy};
 pub use engine::{Config, Engine};
 pub use error::EngineError;
 pub use images::{ImageRemoval, ImportOptions, Loaded, PullOutcome};
 pub use start::{StartOptions, after_exit};
+pub use userns::UserNamespace;
 pub use volumes::Volume;

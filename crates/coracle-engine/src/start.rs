@@ -21,12 +21,23 @@ use coracle_state::files::{self, Durability};
 use coracle_state::lock::{self, Lock};
 use coracle_state::{ContainerId, Dirs};
 use coracle_store::Upper;
+use coracle_sys::idmap::{self, Maps};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::bundle::{ResolvedMount, Surroundings};
 use crate::containers::parse_signal;
 use crate::rootless::Rootless;
 use crate::{Config, Container, Engine, EngineError, bundle, devices, hostfiles};
+
+/// A container's user namespace, and a network namespace that its root may set up.
+fn user_namespace(maps: &Maps, with_network: bool) -> Result<(OwnedFd, Option<OwnedFd>), EngineError> {
+    let made = if with_network {
+        idmap::user_and_network_namespace(maps).map(|(user, network)| (user, Some(network)))
+    } else {
+        idmap::user_namespace(&maps.uids, &maps.gids).map(|user| (user, None))
+    };
+    made.map_err(|e| EngineError::io("make a user namespace", e))
+}
 
 /// How long a start waits for the monitor of the container's last run to be gone.
 /// CPUs that are looked at for counters of their own at most.
@@ -45,6 +56,7 @@ pub struct StartOptions {
 struct Connected {
     state: NetworkState,
     netns: Option<OwnedFd>,
+    userns: Option<OwnedFd>,
     ports: Vec<OwnedFd>,
     helper: Option<NetworkHelper>,
 }
@@ -140,8 +152,12 @@ impl Engine {
                 "try again in a moment",
             )
         })?;
-        let fds =
-            PlanFds { monitor_lock: held.into_file().into(), netns: connected.netns, ports: connected.ports };
+        let fds = PlanFds {
+            monitor_lock: held.into_file().into(),
+            netns: connected.netns,
+            userns: connected.userns,
+            ports: connected.ports,
+        };
         let mut session = coracle_monitor::spawn(&path, fds, options.attach)?;
         timeline::mark("monitor spawned");
         if let Err(error) = session.wait_started() {
@@ -206,6 +222,8 @@ impl Engine {
             ..Surroundings::default()
         };
         around.host_files = hostfiles::write(self, spec, network)?;
+        around.maps_volumes = coracle_sys::userns::is_initial()
+            .map_err(|e| EngineError::io("look at /proc/self/ns/user", e))?;
         for mount in &spec.mounts {
             around.mounts.push(self.resolve_mount(mount)?);
         }
@@ -295,15 +313,13 @@ impl Engine {
     }
 
     fn connect_network(&self, spec: &ContainerSpec) -> Result<Connected, EngineError> {
-        if spec.network.mode != NetworkMode::Bridge {
-            return Ok(Connected::default());
-        }
-        if self.is_rootless() {
-            return self.connect_user(spec);
-        }
-        let namespace = Namespace::create()?;
+        let (userns, namespace) = self.namespaces(spec)?;
+        let mut connected = Connected { userns, ..Connected::default() };
+        let Some(namespace) = namespace else { return Ok(connected) };
         timeline::mark("network namespace");
-        let mut connected = Connected::default();
+        if self.is_rootless() {
+            return self.connect_user(spec, namespace, connected);
+        }
         if let Err(error) = self.attach_all(spec, &namespace, &mut connected) {
             // The first error is the cause; what cannot be released now is found by the next sweep.
             if self.release_network(&spec.id, &connected.state).is_ok() {
@@ -313,6 +329,24 @@ impl Engine {
         }
         connected.netns = Some(namespace.into_fd());
         Ok(connected)
+    }
+
+    /// The namespaces that are made before the container: one for a network that others set up, and the user
+    /// namespace that it belongs to.
+    fn namespaces(&self, spec: &ContainerSpec) -> Result<(Option<OwnedFd>, Option<Namespace>), EngineError> {
+        let is_bridge = spec.network.mode == NetworkMode::Bridge;
+        let Some(maps) = &spec.security.id_maps else {
+            return Ok((
+                None,
+                match is_bridge {
+                    false => None,
+                    true if self.is_rootless() => Some(Namespace::create_aside()?),
+                    true => Some(Namespace::create()?),
+                },
+            ));
+        };
+        let (userns, netns) = user_namespace(maps, is_bridge)?;
+        Ok((Some(userns), netns.map(Namespace::set_up).transpose()?))
     }
 
     fn attach_all(
@@ -345,8 +379,13 @@ impl Engine {
     }
 
     /// The network of a container whose user may not touch the host's: his monitor starts what carries it.
-    fn connect_user(&self, spec: &ContainerSpec) -> Result<Connected, EngineError> {
-        let Some(attachment) = spec.network.attachments.first() else { return Ok(Connected::default()) };
+    fn connect_user(
+        &self,
+        spec: &ContainerSpec,
+        namespace: Namespace,
+        connected: Connected,
+    ) -> Result<Connected, EngineError> {
+        let Some(attachment) = spec.network.attachments.first() else { return Ok(connected) };
         let network = self.network_definition(&attachment.network)?;
         let request = PastaRequest {
             network: &network.name,
@@ -355,11 +394,10 @@ impl Engine {
             publish: &spec.network.publish,
         };
         let plan = coracle_net::plan_pasta(&request).map_err(|e| self.name_holder(e))?;
-        let namespace = Namespace::create_aside()?;
-        timeline::mark("network namespace");
         let state = NetworkState { endpoints: vec![plan.endpoint], published: plan.published };
         let helper = Some(NetworkHelper { program: plan.program, args: plan.args });
-        Ok(Connected { state, netns: Some(namespace.into_fd()), ports: plan.ports, helper })
+        let netns = Some(namespace.into_fd());
+        Ok(Connected { state, netns, ports: plan.ports, helper, ..connected })
     }
 
     fn network_definition(&self, name: &str) -> Result<coracle_net::NetworkDef, EngineError> {

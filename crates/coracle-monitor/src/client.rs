@@ -72,18 +72,20 @@ pub struct ExecSession {
 /// # Errors
 /// No process could be made.
 pub fn spawn(plan: &Path, fds: PlanFds, attach: Attach) -> Result<Session, MonitorError> {
-    let PlanFds { monitor_lock, netns, ports } = fds;
+    let PlanFds { monitor_lock, netns, userns, ports } = fds;
     let (ours, theirs) = socket::pair().map_err(MonitorError::Spawn)?;
     let mut session = Session::over(ours);
     session.post(&Request::Attach(Attach { own: true, ..attach }))?;
     let mut inherited = vec![theirs.as_fd(), monitor_lock.as_fd()];
     inherited.extend(netns.as_ref().map(AsFd::as_fd));
+    inherited.extend(userns.as_ref().map(AsFd::as_fd));
     inherited.extend(ports.iter().map(AsFd::as_fd));
     let has_netns = if netns.is_some() { "netns" } else { "-" };
+    let has_userns = if userns.is_some() { "userns" } else { "-" };
     let n_ports = ports.len().to_string();
     let plan = plan.to_str().ok_or_else(|| MonitorError::Spawn(io::ErrorKind::InvalidInput.into()))?;
-    let child =
-        spawn_role(&["@monitor", plan, has_netns, &n_ports], &inherited).map_err(MonitorError::Spawn)?;
+    let child = spawn_role(&["@monitor", plan, has_netns, has_userns, &n_ports], &inherited)
+        .map_err(MonitorError::Spawn)?;
     session.child = Some(child);
     Ok(session)
 }

@@ -75,6 +75,9 @@ pub struct PlanFds {
     pub monitor_lock: OwnedFd,
     /// The container's network namespace, if the engine made or found one.
     pub netns: Option<OwnedFd>,
+    /// The container's user namespace, if it has one of its own: it takes the place of the path of the user
+    /// namespace in the configuration.
+    pub userns: Option<OwnedFd>,
     /// Sockets that keep the published ports reserved while the container runs, or until its helper has them.
     pub ports: Vec<OwnedFd>,
 }

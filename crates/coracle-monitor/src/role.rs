@@ -1,6 +1,6 @@
 //! The role `@monitor`: the process that starts a container, stays with it and tells its end.
 //!
-//! Arguments: the plan's path, `netns` or `-`, the number of port sockets. Descriptors: 3 the first client's
+//! Arguments: the plan's path, `netns` or `-`, `userns` or `-`, the number of port sockets. Descriptors: 3 the first client's
 //! socket, 4 the locked `monitor.lock`, then the network namespace if there is one, then the port sockets.
 //!
 //! Order at an end: read what is left of the output → `state.json` → clients → mounts, cgroups → `exit.json` → the
@@ -139,6 +139,7 @@ struct Inherited {
     session: OwnedFd,
     lock: OwnedFd,
     netns: Option<OwnedFd>,
+    userns: Option<OwnedFd>,
     ports: Vec<OwnedFd>,
 }
 
@@ -147,6 +148,7 @@ impl Inherited {
         let bad = || io::Error::from(io::ErrorKind::InvalidInput);
         let plan = PathBuf::from(args.next().ok_or_else(bad)?);
         let has_netns = args.next().ok_or_else(bad)? == "netns";
+        let has_userns = args.next().ok_or_else(bad)? == "userns";
         let n_ports: i32 = args.next().and_then(|n| n.to_str()?.parse().ok()).ok_or_else(bad)?;
         if !(0..=PORTS_MAX).contains(&n_ports) {
             return Err(bad());
@@ -154,9 +156,11 @@ impl Inherited {
         let session = socket::inherited(SESSION_FD)?;
         let lock = socket::inherited(LOCK_FD)?;
         let netns = if has_netns { Some(socket::inherited(FIRST_OTHER_FD)?) } else { None };
-        let first_port = FIRST_OTHER_FD + i32::from(has_netns);
+        let userns_fd = FIRST_OTHER_FD + i32::from(has_netns);
+        let userns = if has_userns { Some(socket::inherited(userns_fd)?) } else { None };
+        let first_port = userns_fd + i32::from(has_userns);
         let ports = (first_port..first_port + n_ports).map(socket::inherited).collect::<io::Result<_>>()?;
-        Ok(Self { plan, session, lock, netns, ports })
+        Ok(Self { plan, session, lock, netns, userns, ports })
     }
 }
 
@@ -166,6 +170,7 @@ struct Monitor {
     plan_path: PathBuf,
     lock: OwnedFd,
     netns: Option<OwnedFd>,
+    userns: Option<OwnedFd>,
     /// Held so that nobody else gets the published ports.
     ports: Vec<OwnedFd>,
     epoll: OwnedFd,
@@ -195,7 +200,7 @@ struct Monitor {
 
 impl Monitor {
     fn set_up(inherited: Inherited, entered_us: u64) -> Result<(Self, Plan), MonitorError> {
-        let Inherited { plan: plan_path, session, lock, netns, ports } = inherited;
+        let Inherited { plan: plan_path, session, lock, netns, userns, ports } = inherited;
         let plan = Plan::read(&plan_path)?;
         let settings = plan.settings.clone();
         if settings.timings {
@@ -221,6 +226,7 @@ impl Monitor {
             plan_path,
             lock,
             netns,
+            userns,
             ports,
             epoll,
             timer,
@@ -392,6 +398,7 @@ impl Monitor {
             self.disconnect();
             self.ports.clear();
             self.netns = None;
+            self.userns = None;
         }
         self.send_end(&Exited { exit, restarting, marks: self.take_marks() });
         self.take_down();

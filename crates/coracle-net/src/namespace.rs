@@ -47,6 +47,16 @@ impl Namespace {
         Ok(Self { fd, socket })
     }
 
+    /// The same from an empty namespace that somebody else made: one that belongs to a user namespace.
+    ///
+    /// # Errors
+    /// `fd` is no network namespace, or no rights over it.
+    pub fn set_up(fd: OwnedFd) -> Result<Self, NetError> {
+        let socket = netns::within_aside(fd.as_fd(), prepare)
+            .map_err(|e| NetError::kernel("set up", "a network namespace", e))?;
+        Ok(Self { fd, socket })
+    }
+
     /// Takes a namespace that is there. The calling thread visits it shortly.
     ///
     /// # Errors

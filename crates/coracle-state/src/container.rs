@@ -101,6 +101,9 @@ pub enum MountSource {
         propagation: String,
         /// Mounts below the path come along.
         recursive: bool,
+        /// Who the owners of the files are in the container.
+        #[serde(default)]
+        idmap: BindIdmap,
     },
     /// A volume of ours.
     Volume {
@@ -116,6 +119,47 @@ pub enum MountSource {
         /// Mount options as the user gave them: `size=64m`, `mode=1770`, `noexec`.
         options: Vec<String>,
     },
+}
+
+/// Who the owners of a bind mount's files are in the container. Nothing is ever written to the files for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum BindIdmap {
+    /// Who they are on the host.
+    #[default]
+    Off,
+    /// The container's ids by number: what belongs to 1000 on the host belongs to 1000 in its user namespace.
+    Userns,
+    /// The container's user and the owner of the source change places; everybody else is who he is on the host.
+    MatchUser {
+        /// Those two, once the container was created.
+        ids: Option<MatchedIds>,
+    },
+}
+
+impl BindIdmap {
+    /// As the user writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Userns => "userns",
+            Self::MatchUser { .. } => "match-user",
+        }
+    }
+}
+
+/// A user of the container and the owner of a directory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatchedIds {
+    /// The container's user, by its number inside.
+    pub container_uid: u32,
+    /// His group.
+    pub container_gid: u32,
+    /// The owner.
+    pub host_uid: u32,
+    /// The owning group.
+    pub host_gid: u32,
 }
 
 /// One mount of a container.

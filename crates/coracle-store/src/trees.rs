@@ -251,8 +251,7 @@ impl Store {
         if let Some(known) = self.is_initial.get() {
             return Ok(*known);
         }
-        let found = userns::is_initial()
-            .map_err(|e| StoreError::io("examine", "/proc/self/ns/user", e))?;
+        let found = userns::is_initial().map_err(|e| StoreError::io("examine", "/proc/self/ns/user", e))?;
         Ok(*self.is_initial.get_or_init(|| found))
     }
 

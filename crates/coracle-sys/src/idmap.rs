@@ -87,11 +87,7 @@ fn with_child<T>(namespaces: i32, work: impl FnOnce(&Cloned) -> io::Result<T>) -
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let mut ends = Some(ours);
-    let args = CloneArgs {
-        namespaces: u64::from(namespaces.cast_unsigned()),
-        cgroup: None,
-        sibling: false,
-    };
+    let args = CloneArgs { namespaces: u64::from(namespaces.cast_unsigned()), cgroup: None, sibling: false };
     let child = process::clone_child(&args, || {
         // With the copy of the other end open, the starter's death would not be seen.
         drop(ends.take());

@@ -45,16 +45,33 @@ pub fn create<T>(inside: impl FnOnce() -> io::Result<T>) -> io::Result<(OwnedFd,
 /// # Errors
 /// As [`create`]; or no thread can be made.
 pub fn create_aside<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<(OwnedFd, T)> {
+    aside(|| {
+        // SAFETY: as in `create`; this thread ends without touching the network again.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+        Ok((current()?, inside()?))
+    })
+}
+
+/// As [`within`] for a process that could not go back: a thread of its own goes there, and ends.
+///
+/// # Errors
+/// As [`within`]; or no thread can be made.
+pub fn within_aside<T: Send>(
+    ns: BorrowedFd<'_>,
+    inside: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    aside(|| {
+        move_into_link_name_space(ns, Some(LinkNameSpaceType::Network))?;
+        inside()
+    })
+}
+
+fn aside<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let make = || {
-            // SAFETY: as in `create`; this thread ends without touching the network again.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
-            Ok((current()?, inside()?))
-        };
-        let thread = std::thread::Builder::new().stack_size(ASIDE_STACK_BYTES).spawn_scoped(scope, make)?;
-        thread
-            .join()
-            .unwrap_or_else(|_panic| Err(io::Error::other("the thread that makes a namespace panicked")))
+        let thread = std::thread::Builder::new().stack_size(ASIDE_STACK_BYTES).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_panic| {
+            Err(io::Error::other("the thread that works in another network namespace panicked"))
+        })
     })
 }
 

@@ -50,6 +50,16 @@ fn last(map: &str) -> u32 {
     counts.fold(0_u32, u32::saturating_add).saturating_sub(1)
 }
 
+/// The number by which the parent namespace knows group `gid` of this one; `None` if it has none.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn gid_outside(gid: u32) -> io::Result<Option<u32>> {
+    let mut text = String::new();
+    std::fs::File::open("/proc/self/gid_map")?.take(MAP_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(outside(&text, gid))
+}
+
 /// Looks a number up in the text of a map: `inside outside count` in each line.
 fn outside(map: &str, id: u32) -> Option<u32> {
     map.lines().find_map(|line| {

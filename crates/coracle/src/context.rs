@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coracle_engine::{Config, Engine};
+use coracle_engine::{Caller, Config, Engine};
 use coracle_registry::{Credential, CredentialSource, DockerConfig, Proxies, RegistryError};
 use coracle_state::Dirs;
 
@@ -43,6 +43,20 @@ pub(crate) fn dirs(globals: &Parsed, user: Option<u32>) -> Dirs {
             Some(uid) => place::run(uid),
             None => PathBuf::from("/run/coracle"),
         }),
+    }
+}
+
+/// Who calls, by the numbers of the host; behind `sudo` the one who called that.
+pub(crate) fn caller() -> Caller {
+    let number = |name: &str| filled(name)?.parse::<u32>().ok();
+    if rootless::is_rootless() {
+        let gid = rustix::process::getegid().as_raw();
+        let gid = coracle_sys::userns::gid_outside(gid).ok().flatten().unwrap_or(gid);
+        return Caller { uid: host_uid(), gid };
+    }
+    match (number("SUDO_UID"), number("SUDO_GID")) {
+        (Some(uid), Some(gid)) => Caller { uid, gid },
+        _ => Caller::default(),
     }
 }
 

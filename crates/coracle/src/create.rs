@@ -16,7 +16,7 @@ mod security;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use coracle_engine::{CreateSpec, PullPolicy};
+use coracle_engine::{Caller, CreateSpec, PullPolicy};
 
 use crate::cli::flags::Parsed;
 
@@ -26,6 +26,8 @@ pub(crate) struct Outside<'a> {
     pub(crate) env: &'a dyn Fn(&str) -> Option<String>,
     /// A file's text.
     pub(crate) read: &'a dyn Fn(&Path) -> std::io::Result<String>,
+    /// Who calls.
+    pub(crate) caller: Caller,
     /// The caller's directory.
     pub(crate) directory: &'a dyn Fn() -> std::io::Result<PathBuf>,
 }
@@ -99,6 +101,7 @@ pub(crate) fn read(parsed: &Parsed, outside: &Outside<'_>, detached: bool) -> Pa
         security: security::read(parsed, outside, &mut warnings)?,
         lifecycle: care::read(parsed)?,
         labels: labels(parsed, outside)?,
+        caller: outside.caller,
         annotations: pairs(parsed.all("annotation")),
     };
     Ok(Wanted { spec, warnings })

@@ -1,7 +1,7 @@
 //! Starting the container, its output, and its end.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use coracle_base::time::Timestamp;
 use coracle_base::timeline;
@@ -53,7 +53,11 @@ impl Monitor {
     }
 
     /// Starts the container and tells how it went. The plan's tree is gone afterwards.
-    pub(super) fn start(&mut self, plan: Plan) {
+    pub(super) fn start(&mut self, mut plan: Plan) {
+        if let Some(userns) = &self.userns {
+            let path = format!("/proc/self/fd/{}", userns.as_raw_fd());
+            plan.launch.join_user_namespace(path.as_ref());
+        }
         self.raise_oom_score();
         let launched = self.connect().and_then(|()| self.launch(&plan.launch));
         drop(plan);

@@ -160,7 +160,8 @@ impl Sandbox {
     pub(crate) fn spawn(&self, attach: Attach) -> Session {
         let path = self.plan.write().unwrap();
         let lock = lock::try_exclusive(&self.run("monitor.lock"), "test").unwrap().unwrap();
-        let fds = PlanFds { monitor_lock: lock.into_file().into(), netns: None, ports: Vec::new() };
+        let fds =
+            PlanFds { monitor_lock: lock.into_file().into(), netns: None, userns: None, ports: Vec::new() };
         coracle_monitor::spawn(&path, fds, attach).unwrap()
     }
 

@@ -82,7 +82,7 @@ const COMMON: &[Flag] = &[
     on("tty", Some('t'), "Allocate a terminal"),
     list("ulimit", None, "ulimit", "Limits of processes"),
     text("user", Some('u'), "string", "User or uid (format: name|uid[:group|gid])"),
-    text("userns", None, "string", "User namespace: host"),
+    text("userns", None, "string", "User namespace: host, auto[:size=N], keep-id[:uid=N,gid=N]"),
     text("uts", None, "string", "UTS namespace: host"),
     list("volume", Some('v'), "list", "Mount a volume or a path of the host"),
     text("volume-driver", None, "string", "Driver of new volumes: local"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use coracle_engine::MountRequest;
-use coracle_state::container::{MountSource, MountSpec};
+use coracle_state::container::{BindIdmap, MountSource, MountSpec};
 
 use super::{Outside, Parse, invalid};
 use crate::cli::flags::Parsed;
@@ -87,6 +87,7 @@ struct Mode<'a> {
     read_only: bool,
     no_copy: bool,
     propagation: &'a str,
+    idmap: BindIdmap,
 }
 
 fn mode(text: &str) -> Option<Mode<'_>> {
@@ -99,11 +100,23 @@ fn mode(text: &str) -> Option<Mode<'_>> {
             "nocopy" => (mode.no_copy, copies) = (true, copies + 1),
             // Labels of SELinux and hints for other systems: nothing to do here.
             "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "idmap" => mode.idmap = BindIdmap::Userns,
+            p if p.starts_with("idmap=") => mode.idmap = idmap(p.trim_start_matches("idmap="))?,
             p if PROPAGATIONS.contains(&p) && mode.propagation.is_empty() => mode.propagation = p,
             _ => return None,
         }
     }
     (access <= 1 && copies <= 1).then_some(mode)
+}
+
+/// What `bind-idmap` can be.
+fn idmap(text: &str) -> Option<BindIdmap> {
+    match text {
+        "off" => Some(BindIdmap::Off),
+        "userns" => Some(BindIdmap::Userns),
+        "match-user" => Some(BindIdmap::MatchUser { ids: None }),
+        _ => None,
+    }
 }
 
 fn check_volume_name(name: &str) -> Parse<()> {
@@ -151,10 +164,11 @@ fn volume(text: &str, outside: &Outside<'_>) -> Parse<MountRequest> {
             path: absolute(source, outside)?,
             propagation: mode.propagation.to_owned(),
             recursive: true,
+            idmap: mode.idmap,
         };
         return Ok(MountRequest { create_source: true, ..request(path, bind, mode.read_only, options) });
     }
-    if !mode.propagation.is_empty() {
+    if !mode.propagation.is_empty() || mode.idmap != BindIdmap::Off {
         return Err(wrong(format!("invalid mode: {options}")));
     }
     if !source.is_empty() {
@@ -177,6 +191,7 @@ struct Fields {
     tmpfs: Vec<String>,
     propagation: String,
     not_recursive: bool,
+    idmap: BindIdmap,
     create_source: bool,
     no_copy: bool,
     subpath: String,
@@ -279,6 +294,13 @@ fn field_of(out: &mut Fields, key: &str, value: Option<&str>) -> Result<(), Opti
                 )));
             }
         },
+        "bind-idmap" => {
+            out.idmap = idmap(&text).ok_or_else(|| {
+                Some(format!(
+                    "invalid value for {key}: {text} (must be \"match-user\", \"userns\" or \"off\")"
+                ))
+            })?;
+        }
         "bind-create-src" => out.create_source = boolean(key, value)?,
         "volume-nocopy" => out.no_copy = boolean(key, value)?,
         "volume-subpath" => out.subpath = text,
@@ -333,6 +355,7 @@ fn long_form(text: &str, outside: &Outside<'_>) -> Parse<MountRequest> {
                 path: absolute(&fields.source, outside)?,
                 propagation: fields.propagation.clone(),
                 recursive: !fields.not_recursive,
+                idmap: fields.idmap,
             };
             Ok(MountRequest { create_source: fields.create_source, ..base(bind) })
         }

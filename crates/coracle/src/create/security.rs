@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use coracle_engine::UserNamespace;
 use coracle_state::container::{SeccompChoice, Security};
 
 use super::{Outside, Parse, invalid};
@@ -17,7 +18,7 @@ pub(super) fn read(parsed: &Parsed, outside: &Outside<'_>, warnings: &mut Vec<St
         pid_mode: namespace(parsed, "pid", &["host"], true)?,
         ipc_mode: namespace(parsed, "ipc", &["host", "none", "private", "shareable"], true)?,
         uts_mode: namespace(parsed, "uts", &["host"], false)?,
-        userns_mode: namespace(parsed, "userns", &["host"], false)?,
+        userns_mode: userns(parsed)?,
         cgroupns_mode: namespace(parsed, "cgroupns", &["host", "private"], false)?,
         sysctls: sysctls(parsed)?,
         ..Security::default()
@@ -29,6 +30,11 @@ pub(super) fn read(parsed: &Parsed, outside: &Outside<'_>, warnings: &mut Vec<St
         return Err("conflicting options: hostname and the UTS mode".to_owned());
     }
     Ok(security)
+}
+
+fn userns(parsed: &Parsed) -> Parse<String> {
+    let text = parsed.text("userns").unwrap_or("");
+    UserNamespace::parse(text).map(|_| text.to_owned())
 }
 
 /// `CAP_NET_ADMIN` for `net_admin`; `ALL`.
@@ -44,7 +50,6 @@ fn namespace(parsed: &Parsed, long: &str, words: &[&str], joins: bool) -> Parse<
         return Ok(text.to_owned());
     }
     let name = match long {
-        "userns" => "USER".to_owned(),
         "cgroupns" => "CGROUP".to_owned(),
         other => other.to_ascii_uppercase(),
     };

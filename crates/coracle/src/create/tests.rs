@@ -19,6 +19,7 @@ fn outside() -> Outside<'static> {
             Some("/seccomp.json") => Ok("{ \"defaultAction\" : \"SCMP_ACT_ALLOW\" }".to_owned()),
             _ => Err(std::io::ErrorKind::NotFound.into()),
         },
+        caller: coracle_engine::Caller { uid: 1000, gid: 1001 },
         directory: &|| Ok(PathBuf::from("/work/dir")),
     }
 }

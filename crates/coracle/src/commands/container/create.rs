@@ -40,6 +40,7 @@ pub(crate) fn read(parsed: &Parsed, detached: bool) -> Result<Wanted, Failure> {
     let outside = Outside {
         env: &environment::variable,
         read: &|path: &Path| std::fs::read_to_string(path),
+        caller: crate::context::caller(),
         directory: &environment::directory,
     };
     create::read(parsed, &outside, detached)

@@ -48,6 +48,7 @@ fn request(parsed: &Parsed) -> Result<ExecRequest, Failure> {
     let outside = Outside {
         env: &environment::variable,
         read: &|path| std::fs::read_to_string(path),
+        caller: crate::context::caller(),
         directory: &environment::directory,
     };
     let tty = parsed.is_on("tty");
