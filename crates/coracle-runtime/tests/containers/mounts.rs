@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_base::explain::chain;
 
@@ -39,6 +39,9 @@ pub(crate) const CASES: &[Case] = &[
     ("fifos_and_sockets_can_be_bound", fifos_and_sockets_can_be_bound),
     ("links_are_kept_or_copied_when_asked", links_are_kept_or_copied_when_asked),
     ("cgroups_can_be_mounted_writable", cgroups_can_be_mounted_writable),
+    ("a_mount_of_another_container_can_be_bound", a_mount_of_another_container_can_be_bound),
+    ("a_read_only_dev_is_filled_first", a_read_only_dev_is_filled_first),
+    ("setgid_directories_hand_their_group_on", setgid_directories_hand_their_group_on),
 ];
 
 fn masked_and_read_only_paths_are(rig: &Rig) {
@@ -446,4 +449,43 @@ fn cgroups_can_be_mounted_writable(rig: &Rig) {
         }
     }
     assert_eq!(output(&launch), "cgroup.procs\n");
+}
+
+fn a_mount_of_another_container_can_be_bound(rig: &Rig) {
+    let before = fs::read_link("/proc/self/cwd").unwrap();
+    let (running, piped) = crate::rig::begin(&rig.sh("echo hello > /dev/shm/note; echo ready; cat"));
+    let mut ready = [0_u8; 6];
+    rustix::io::read(&piped.stdout, &mut ready).unwrap();
+    let mut launch = rig.sh("cat /shared/note; touch /shared/answer");
+    let cgroup = Path::new("/coracle-test").join(format!("{}-guest", rig.id));
+    launch.spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(cgroup));
+    let source = format!("/proc/{}/root/dev/shm", running.pid);
+    add(&mut launch, mount("/shared", "bind", &source, &["rbind", "rprivate"]));
+    assert_eq!(output(&launch), "hello\n");
+    assert_eq!(fs::read_link("/proc/self/cwd").unwrap(), before, "the starter is where it was");
+    assert!(fs::exists(format!("{source}/answer")).unwrap());
+    drop(piped);
+    assert_eq!(crate::rig::finish(&running), 0);
+}
+
+fn a_read_only_dev_is_filled_first(rig: &Rig) {
+    let mut launch = rig.sh("touch /dev/x 2>/dev/null && echo made; cat /dev/null && stat -c %t:%T /dev/tty");
+    for mount in launch.spec.mounts_mut().as_mut().unwrap() {
+        if mount.destination() == Path::new("/dev") {
+            mount.options_mut().as_mut().unwrap().push("ro".to_owned());
+        }
+    }
+    assert_eq!(output(&launch), "5:0\n");
+}
+
+fn setgid_directories_hand_their_group_on(rig: &Rig) {
+    let dir = rig.root().join("setgid");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o7755)).unwrap();
+    let mut launch = rig.launch(&["true"]);
+    add(&mut launch, mount("/setgid/a/b", "tmpfs", "tmpfs", &["ro"]));
+    output(&launch);
+    for (path, mode) in [("", 0o7755), ("a", 0o2755), ("a/b", 0o2755)] {
+        assert_eq!(fs::metadata(dir.join(path)).unwrap().mode() & 0o7777, mode, "{path}");
+    }
 }
