@@ -27,6 +27,7 @@ mod layers;
 mod leaks;
 mod logs;
 mod network;
+mod oci;
 mod registry;
 mod unified;
 mod userns;

@@ -220,9 +220,7 @@ impl Sandbox {
         self.wait_for_processes();
         let processes: Vec<String> = self.processes().into_iter().map(|(_, text)| text).collect();
         assert!(processes.is_empty(), "processes are left: {processes:?}");
-        let below = |path: &Path| self.is_ours(path);
-        let mounts: Vec<PathBuf> = mount_points().into_iter().filter(|p| below(p)).collect();
-        assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
+        self.assert_no_mounts();
         let strange = stray_interfaces_after_a_while();
         assert!(strange.is_empty(), "interfaces are left: {strange:?}");
         let rules = self.port_rules();
@@ -239,12 +237,19 @@ impl Sandbox {
         assert!(groups.is_empty(), "cgroups are left: {groups:?}");
     }
 
+    /// Asserts that nothing is mounted in the sandbox.
+    #[track_caller]
+    pub(crate) fn assert_no_mounts(&self) {
+        let mounts: Vec<PathBuf> = mount_points().into_iter().filter(|p| self.is_ours(p)).collect();
+        assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
+    }
+
     fn is_ours(&self, path: &Path) -> bool {
         path.starts_with(self.data.parent().unwrap()) || path.starts_with(&self.run)
     }
 
     /// Processes other than this one whose command line or root names a directory of the sandbox.
-    fn processes(&self) -> Vec<(i32, String)> {
+    pub(crate) fn processes(&self) -> Vec<(i32, String)> {
         let own = std::process::id().to_string();
         let marks = [self.data.to_string_lossy().into_owned(), self.run.to_string_lossy().into_owned()];
         let ids = self.ids.lock().unwrap();
@@ -370,7 +375,7 @@ fn is_bridge(interface: &str) -> bool {
 }
 
 /// Directories below the cgroup mounts whose name has one of the ids.
-fn cgroups_named(ids: &[String]) -> Vec<PathBuf> {
+pub(crate) fn cgroups_named(ids: &[String]) -> Vec<PathBuf> {
     fn walk(dir: &Path, depth: u32, ids: &[String], found: &mut Vec<PathBuf>) {
         for path in entries(dir).into_iter().filter(|p| p.is_dir() && !p.is_symlink()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();

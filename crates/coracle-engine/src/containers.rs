@@ -603,7 +603,10 @@ const SIGNALS: [(&str, i32); 31] = [
 ];
 
 /// Reads `9`, `KILL`, `SIGKILL`, `RTMIN+3`; empty means `SIGTERM`.
-pub(crate) fn parse_signal(text: &str) -> Result<i32, EngineError> {
+///
+/// # Errors
+/// It names no signal.
+pub fn parse_signal(text: &str) -> Result<i32, EngineError> {
     let unknown = || EngineError::Invalid {
         message: format!("invalid signal: {text}"),
         hint: Some("signals are given by name or number: SIGTERM, TERM, 15".to_owned()),

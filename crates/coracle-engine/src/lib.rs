@@ -35,7 +35,7 @@ mod sweep;
 mod userns;
 mod volumes;
 
-pub use containers::{Container, Created, PruneReport, RemoveOptions};
+pub use containers::{Container, Created, PruneReport, RemoveOptions, parse_signal};
 pub use create::{Caller, CreateSpec, MountRequest, PullPolicy};
 pub use engine::{Config, Engine};
 pub use error::EngineError;

@@ -1,11 +1,11 @@
 //! Runs an OCI bundle in the foreground: `bundle DIR ID`. For timing the runtime without the rest of Coracle.
 #![expect(clippy::print_stderr, reason = "a program, not a library")]
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use coracle_base::Explain as _;
-use coracle_runtime::oci::{RunOptions, load, run};
+use coracle_runtime::oci::{Containers, CreateOptions};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -13,7 +13,8 @@ fn main() -> ExitCode {
         eprintln!("usage: bundle DIR ID");
         return ExitCode::from(125);
     };
-    let code = match load(Path::new(dir), id).and_then(|launch| run(&launch, &RunOptions::default())) {
+    let options = CreateOptions { bundle: PathBuf::from(dir), ..CreateOptions::default() };
+    let code = match Containers::new(PathBuf::from("/run/coracle/oci")).run(id, &options) {
         Ok(ended) => {
             for warning in &ended.warnings {
                 eprintln!("warning: {warning}");
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
             if let Some(hint) = error.hint() {
                 eprintln!("hint: {hint}");
             }
-            error.exit_code()
+            1
         }
     };
     ExitCode::from(u8::try_from(code).unwrap_or(255))

@@ -325,7 +325,7 @@ impl Caller<'_> {
                 Message::Executing => is_executing = true,
                 Message::Pid(_) | Message::Detached => {}
                 Message::Ready => {
-                    let ticks = Stat::of(pid).map_or(0, |stat| stat.start_ticks);
+                    let ticks = start_ticks(pid);
                     return Ok((namespace, ticks, terminal, Some(parent)));
                 }
                 Message::End => {
@@ -390,6 +390,11 @@ fn leave_pid_namespace(own: Option<OwnedFd>) -> Result<(), LaunchError> {
 
 /// In the flags of a process that was cloned and has executed nothing since (Linux `include/linux/sched.h`).
 const PF_FORKNOEXEC: u64 = 0x40;
+
+/// When a process started, in clock ticks since boot; 0 if it has gone.
+pub(crate) fn start_ticks(pid: i32) -> u64 {
+    Stat::of(pid).map_or(0, |stat| stat.start_ticks)
+}
 
 /// What `/proc/<pid>/stat` says.
 #[derive(Debug, PartialEq, Eq)]

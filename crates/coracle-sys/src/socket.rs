@@ -78,6 +78,18 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects to whoever listens for a stream at `path`, as the console sockets of runtimes do. What is sent there
+/// keeps its descriptors, not its boundaries.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_stream(path: &Path) -> io::Result<OwnedFd> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    with_address(path, |address| rustix::net::connect(&socket, address))?;
+    Ok(socket)
+}
+
 /// Takes the next connection of a listener; `None` if there is none now. The connection does not block.
 ///
 /// # Errors

@@ -44,6 +44,16 @@ pub fn set_size(fd: impl AsFd, size: Size) -> io::Result<()> {
     Ok(rustix::termios::tcsetwinsize(fd, size)?)
 }
 
+/// Lets a new line pass through a terminal as it is, without a carriage return before it.
+///
+/// # Errors
+/// Not a terminal.
+pub fn keep_newlines(terminal: impl AsFd) -> io::Result<()> {
+    let mut modes = rustix::termios::tcgetattr(&terminal)?;
+    modes.output_modes.remove(rustix::termios::OutputModes::ONLCR);
+    Ok(rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &modes)?)
+}
+
 /// A terminal in raw mode for as long as this lives.
 #[derive(Debug)]
 pub struct RawMode {
@@ -57,10 +67,26 @@ impl RawMode {
     /// # Errors
     /// Not a terminal, or no descriptors left.
     pub fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::change(terminal, Termios::make_raw)
+    }
+
+    /// As [`RawMode::enter`], but what is written is still shown as before: lines end with a carriage return.
+    ///
+    /// # Errors
+    /// Not a terminal, or no descriptors left.
+    pub fn enter_for_input(terminal: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::change(terminal, |raw| {
+            let output = raw.output_modes;
+            raw.make_raw();
+            raw.output_modes = output;
+        })
+    }
+
+    fn change(terminal: BorrowedFd<'_>, how: impl FnOnce(&mut Termios)) -> io::Result<Self> {
         let terminal = terminal.try_clone_to_owned()?;
         let before = rustix::termios::tcgetattr(&terminal)?;
         let mut raw = before.clone();
-        raw.make_raw();
+        how(&mut raw);
         rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &raw)?;
         Ok(Self { terminal, before })
     }

@@ -45,7 +45,7 @@ pub(crate) const ALL: &[&Command] = &[
     &volume::RM,
     &network::INSPECT,
     &network::LS,
-    &oci::RUN,
+    &oci::COMMAND,
     &system::INFO,
     &system::VERSION,
 ];

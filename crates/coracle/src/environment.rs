@@ -7,6 +7,12 @@ pub(crate) fn arguments() -> Vec<String> {
     std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect()
 }
 
+/// The last part of the name that the program was called by.
+pub(crate) fn program_name() -> Option<String> {
+    let called = std::env::args_os().next()?;
+    PathBuf::from(called).file_name()?.to_str().map(str::to_owned)
+}
+
 /// A variable, if it is set and UTF-8.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub(crate) fn variable(name: &str) -> Option<String> {

@@ -58,6 +58,10 @@ fn after_exit(mut args: impl Iterator<Item = OsString>) -> u8 {
 
 fn command_line() -> u8 {
     let words = environment::arguments();
+    // Called by the name that engines know runtimes by.
+    if let Some(name) = commands::oci::called_name() {
+        return commands::oci::main(&name, &words);
+    }
     if environment::filled("CORACLE_TIMINGS").is_some_and(|v| v != "0") {
         timeline::enable();
     }
@@ -96,6 +100,11 @@ fn run(words: &[String]) -> Result<u8, Failure> {
     if globals.is_on("version") {
         output::line(&format!("coracle version {}", commands::system::VERSION_TEXT))?;
         return Ok(0);
+    }
+    if let [first, rest @ ..] = globals.args.as_slice()
+        && first == commands::oci::COMMAND.path
+    {
+        return Ok(commands::oci::main("coracle oci", rest));
     }
     match cli::read(&globals.args, commands::ALL)? {
         Request::Print(text) => {

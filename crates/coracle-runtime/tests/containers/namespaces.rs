@@ -85,10 +85,14 @@ fn a_container_dies_with_its_starter(rig: &Rig) {
 fn a_bundle_runs_in_the_foreground(rig: &Rig) {
     let launch = rig.sh("[ -e /etc/passwd ] && exit 5");
     fs::write(rig.dir.join("config.json"), serde_json::to_vec(&launch.spec).unwrap()).unwrap();
-    let launch = coracle_runtime::oci::load(&rig.dir, "bundle").unwrap();
     let pid_file = rig.dir.join("pid");
-    let options = coracle_runtime::oci::RunOptions { preserve_fds: 0, pid_file: Some(&pid_file) };
-    assert_eq!(coracle_runtime::oci::run(&launch, &options).unwrap().code, 5);
+    let options = coracle_runtime::oci::CreateOptions {
+        bundle: rig.dir.clone(),
+        pid_file: Some(pid_file.clone()),
+        ..coracle_runtime::oci::CreateOptions::default()
+    };
+    let containers = coracle_runtime::oci::Containers::new(rig.dir.join("state"));
+    assert_eq!(containers.run("bundle", &options).unwrap().code, 5);
     assert!(fs::metadata(&pid_file).unwrap().size() > 0);
     assert_eq!(cgroups_of(rig), Vec::<PathBuf>::new());
 }
