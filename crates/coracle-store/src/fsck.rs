@@ -95,7 +95,7 @@ impl Store {
         self.read(|tx| self.check_images(tx, &known, &mut report))?;
         self.check_refs(&mut report)?;
         for tree in self.trees()? {
-            if let Err(problem) = self.check_tree(&tree) {
+            if let Err(problem) = self.check_tree(&tree, full) {
                 report.add(format!("tree {}", tree.display()), problem);
             }
         }
@@ -380,11 +380,15 @@ fn read_document(path: &Path) -> Result<Vec<u8>, StoreError> {
 
 fn hash_object(path: &Path) -> Result<ObjectId, StoreError> {
     let at = |e| StoreError::io("read", path, e);
-    let mut file = File::open(path).map_err(at)?;
+    hash(&mut File::open(path).map_err(at)?).map_err(at)
+}
+
+/// The object that a file would be.
+pub(crate) fn hash(file: &mut File) -> std::io::Result<ObjectId> {
     let mut hasher = ObjectHasher::new();
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let n = file.read(&mut buffer).map_err(at)?;
+        let n = file.read(&mut buffer)?;
         if n == 0 {
             return Ok(hasher.finish());
         }

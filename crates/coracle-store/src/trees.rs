@@ -23,6 +23,7 @@
 //! Sources: Linux `Documentation/filesystems/overlayfs.rst` ("Data-only lower layers", "User xattr"),
 //! user_namespaces(7).
 
+mod check;
 mod merge;
 mod owners;
 mod sweep;

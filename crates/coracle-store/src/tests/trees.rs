@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use coracle_base::Cancel;
 use coracle_state::Dirs;
 
 use super::fixture::{Home, TestImage, assert_sound, assert_tidy, noise, pull};
@@ -305,6 +306,30 @@ fn a_tree_shows_what_the_layers_show() {
     }
     assert_sound(&home, "with trees");
     assert_tidy(&home, "with trees");
+    let store = home.store();
+    let tree = store.trees().unwrap().remove(0).join("root");
+    for (change, problem) in [("etc/back", "its mode is"), ("usr/bin/sh", "it leads"), ("etc/gone", "hidden")]
+    {
+        let path = tree.join(change);
+        match change {
+            "etc/back" => std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap(),
+            "etc/gone" => std::fs::write(&path, "again").unwrap(),
+            _ => {
+                std::fs::remove_file(&path).unwrap();
+                std::os::unix::fs::symlink("/else", &path).unwrap();
+            }
+        }
+        let found = store.check(true, &Cancel::new()).unwrap().findings;
+        assert!(found.iter().any(|f| f.problem.contains(problem)), "{change}: {found:?}");
+        match change {
+            "etc/back" => std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap(),
+            "usr/bin/sh" => {
+                std::fs::remove_file(&path).unwrap();
+                std::os::unix::fs::symlink("/no/where", &path).unwrap();
+            }
+            _ => {}
+        }
+    }
 }
 
 #[test]

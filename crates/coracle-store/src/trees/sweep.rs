@@ -71,12 +71,12 @@ impl Store {
         Ok(wanted)
     }
 
-    /// What is wrong with a tree, as far as can be seen without reading it all.
-    pub(crate) fn check_tree(&self, path: &Path) -> Result<(), String> {
+    /// What is wrong with a tree; all of it is read only if `full`. It may be removed then, and is made again.
+    pub(crate) fn check_tree(&self, path: &Path, full: bool) -> Result<(), String> {
         let info = read_info(path).map_err(|e| coracle_base::explain::chain(&e))?;
         let chain: Option<Vec<DiffId>> = info.chain.iter().map(|id| DiffId::parse(id).ok()).collect();
-        let is_ours = chain.is_some_and(|chain| Some(chain_hex(&chain).as_str()) == chain_of(path));
-        if !is_ours {
+        let chain = chain.unwrap_or_default();
+        if Some(chain_hex(&chain).as_str()) != chain_of(path) {
             return Err("it is not the tree of the layers that it names".to_owned());
         }
         if !path.join("root").is_dir() {
@@ -93,6 +93,10 @@ impl Store {
             if !is_there {
                 return Err(format!("its layer {layer} is not in the store"));
             }
+        }
+        if full {
+            let images = self.open_layers(&chain).map_err(|e| coracle_base::explain::chain(&e))?;
+            super::check::compare(&path.join("root"), &images, info.kind)?;
         }
         Ok(())
     }
