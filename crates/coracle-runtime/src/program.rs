@@ -118,6 +118,7 @@ impl<'a> Program<'a> {
             // Quota of the user used up, no support, or forbidden by an outer filter.
             channel.warn(&format!("the container has no session keyring of its own: {error}"));
         }
+        self.give_streams()?;
         let entered = self.enter_directory_early()?;
         let sets = self.drop_privileges(channel)?;
         self.enter_directory(entered)?;
@@ -267,6 +268,27 @@ impl<'a> Program<'a> {
         // Leaving root emptied the effective set, which the next steps need.
         sys::set_capabilities(available, available, 0)
             .map_err(|error| LaunchError::step("set the capabilities", error))
+    }
+
+    /// Pipes become the user's: `/dev/stdout` is opened anew by programs that log there. Files of the host stay
+    /// whose they are.
+    fn give_streams(&self) -> Result<(), LaunchError> {
+        let uid = self.identity.uid;
+        if uid == 0 {
+            return Ok(());
+        }
+        let cannot = |error| LaunchError::step("give the standard streams to the user", error);
+        for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+            let stat = rustix::fs::fstat(stream).map_err(cannot)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && stat.st_uid != uid {
+                match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
+                    // A pipe of somebody outside this user namespace.
+                    Ok(()) | Err(Errno::PERM | Errno::ROFS) => {}
+                    Err(error) => return Err(cannot(error)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Groups that were asked for by number are an error where none can be set; those that an account brings

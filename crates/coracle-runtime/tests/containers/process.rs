@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     ("exit_codes_come_back", exit_codes_come_back),
     ("a_signal_is_128_and_its_number", a_signal_is_128_and_its_number),
     ("streams_are_connected", streams_are_connected),
+    ("a_user_can_open_its_streams_again", a_user_can_open_its_streams_again),
     ("users_are_resolved_in_the_container", users_are_resolved_in_the_container),
     ("capabilities_are_dockers", capabilities_are_dockers),
     ("a_user_without_root_has_no_capabilities", a_user_without_root_has_no_capabilities),
@@ -63,6 +64,13 @@ fn streams_are_connected(rig: &Rig) {
     assert_eq!(text_of(piped.stdout), "hello");
     assert_eq!(text_of(piped.stderr), "bad\n");
     assert_eq!(finish(&running), 0);
+}
+
+fn a_user_can_open_its_streams_again(rig: &Rig) {
+    let mut launch = rig.sh("echo one > /dev/stdout; echo two > /proc/self/fd/2");
+    launch.user = Some(UserSpec { user: "bob".into(), groups: vec![] });
+    let (code, out, err) = run(&launch);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "one\n", "two\n"));
 }
 
 fn users_are_resolved_in_the_container(rig: &Rig) {
