@@ -99,7 +99,7 @@ pub fn exec(
             ..ProgramOptions::default()
         },
     )?
-    .tuned(launch.personality.as_ref(), launch.memory_policy.as_ref())?;
+    .tuned(&launch.id, launch.personality.as_ref(), launch.memory_policy.as_ref())?;
     // Were it dead by now, the root might have been that of another process of the same number.
     check_running(target, options)?;
     let entry = Entry {
@@ -169,7 +169,15 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn clone_stage(&self) -> Result<(Parent, OwnedFd), LaunchError> {
-        let unified = self.cgroup().open_unified()?;
+        let unified = match self.cgroup().open_unified() {
+            // Its first process has moved elsewhere and its own cgroup away.
+            Err(LaunchError::Cgroup { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && self.sub_cgroup.is_none() =>
+            {
+                self.target.cgroup.unified_of(self.target.pid)?
+            }
+            other => other?,
+        };
         match self.clone_into(unified.as_ref()) {
             // Its processes have moved to a cgroup below, and inner ones take no processes.
             Err(LaunchError::Step { source, .. })
@@ -195,7 +203,10 @@ impl Entry<'_> {
                 child.fail(&error);
             }
         })
-        .map_err(|error| LaunchError::step("clone a process", error))?;
+        .map_err(|error| match &self.sub_cgroup {
+            Some(_) => LaunchError::step("clone a process: error adding pid to cgroups", error),
+            None => LaunchError::step("clone a process", error),
+        })?;
         match (ends, cloned.pidfd) {
             (Some(parent), Some(pidfd)) => Ok((parent, pidfd)),
             _ => Err(LaunchError::step("clone a process", io::Error::other("no pidfd"))),

@@ -43,7 +43,9 @@ impl Labels {
         if let Some(label) = &selinux
             && !is_selinux_enabled()
         {
-            let reason = format!("{label:?} cannot be applied: SELinux is not enabled on this host");
+            let reason = format!(
+                "{label:?}: selinux label is specified in config, but selinux is disabled or not supported"
+            );
             return Err(LaunchError::spec("process.selinuxLabel", reason));
         }
         if apparmor.is_none() && selinux.is_none() {

@@ -8,6 +8,7 @@
 //!
 //! Source: OCI runtime-spec `config.md#process`; capabilities(7); no fewer steps than runc makes.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -41,6 +42,8 @@ pub(crate) struct Program<'a> {
     env: Vec<CString>,
     filter: Option<Filter>,
     tuning: Tuning,
+    /// Its session keyring's name.
+    keyring: CString,
     labels: Option<Labels>,
     pub(crate) options: ProgramOptions,
 }
@@ -69,13 +72,15 @@ impl<'a> Program<'a> {
         let tuning = Tuning::of(process)?;
         let labels = Labels::of(process)?;
         let given = process.env().as_deref().unwrap_or_default();
-        let home_wanted = !given.iter().any(|variable| variable.starts_with("HOME="));
+        let given = last_of_each(given);
+        let home_wanted = !given.iter().any(|v| v.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()));
         let identity = match user {
             Some(user) => user::resolve(root, user)?,
             None => user::of_numbers(root, process.user(), home_wanted)?,
         };
-        let mut env = c_strings(given, "process.env")?;
+        let mut env = c_strings(&given, "process.env")?;
         if home_wanted {
+            env.retain(|variable| variable.as_bytes() != b"HOME=");
             let home = format!("HOME={}", identity.home.as_deref().unwrap_or("/"));
             env.extend(c_strings(&[home], "the home directory")?);
         }
@@ -92,16 +97,20 @@ impl<'a> Program<'a> {
                 "it is for Windows; process.args is for Linux",
             ));
         }
-        Ok(Self { process, identity, args, env, filter, tuning, labels, options })
+        let keyring = c"_ses".to_owned();
+        Ok(Self { process, identity, args, env, filter, tuning, keyring, labels, options })
     }
 
     /// With what the configuration says of the whole container.
     pub(crate) fn tuned(
         mut self,
+        id: &str,
         personality: Option<&LinuxPersonality>,
         memory: Option<&LinuxMemoryPolicy>,
     ) -> Result<Self, LaunchError> {
         self.tuning.add(personality, memory)?;
+        self.keyring = CString::new(format!("_ses.{id}"))
+            .map_err(|_nul| LaunchError::spec("the container id", "it holds a NUL byte"))?;
         Ok(self)
     }
 
@@ -113,7 +122,7 @@ impl<'a> Program<'a> {
             labels.label_keys()?;
         }
         if !self.options.no_new_keyring
-            && let Err(error) = sys::new_session_keyring(c"_coracle")
+            && let Err(error) = sys::new_session_keyring(&self.keyring)
         {
             // Quota of the user used up, no support, or forbidden by an outer filter.
             channel.warn(&format!("the container has no session keyring of its own: {error}"));
@@ -214,6 +223,10 @@ impl<'a> Program<'a> {
         if missing != 0 {
             let names = caps::names(missing).join(", ");
             channel.warn(&format!("capabilities that coracle itself does not have: {names}"));
+        }
+        for name in caps::names(wanted.ambient & available & !sets.ambient) {
+            channel
+                .warn(&format!("can't raise ambient capability {name}: it is not inheritable and permitted"));
         }
         if self.process.no_new_privileges() == Some(true) {
             rustix::thread::set_no_new_privs(true).map_err(|error| step("set no_new_privs", error.into()))?;
@@ -372,7 +385,8 @@ impl<'a> Program<'a> {
         if program.contains(&b'/') {
             let path = CString::new(program).unwrap_or_default();
             return match executable(&path) {
-                Ok(()) => Ok(path),
+                // Ambient capabilities may admit it yet: the kernel decides at the `execve`.
+                Ok(()) | Err(ExecProblem::Denied) => Ok(path),
                 Err(found) => Err(problem(found)),
             };
         }
@@ -439,11 +453,28 @@ fn check_limits(process: &Process) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn c_strings(texts: &[String], field: &str) -> Result<Vec<CString>, LaunchError> {
+/// The environment with each name once: what is said last counts, at its place. What is no `name=value` is left
+/// alone.
+fn last_of_each(env: &[String]) -> Vec<&String> {
+    let mut seen = BTreeSet::new();
+    let mut kept: Vec<&String> = env
+        .iter()
+        .rev()
+        .filter(|variable| match variable.split_once('=') {
+            Some((name, _)) if !name.is_empty() => seen.insert(name),
+            _ => true,
+        })
+        .collect();
+    kept.reverse();
+    kept
+}
+
+fn c_strings(texts: &[impl AsRef<str>], field: &str) -> Result<Vec<CString>, LaunchError> {
     texts
         .iter()
         .map(|text| {
-            CString::new(text.as_bytes()).map_err(|_nul| LaunchError::spec(field, "it holds a NUL byte"))
+            CString::new(text.as_ref().as_bytes())
+                .map_err(|_nul| LaunchError::spec(field, "it holds a NUL byte"))
         })
         .collect()
 }

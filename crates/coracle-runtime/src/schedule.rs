@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 use crate::LaunchError;
 use crate::channel::Child;
 
+const SCHED_DEADLINE: u32 = 6;
 const PER_LINUX32: u32 = 8;
 
 /// What a process asks for, in the kernel's numbers.
@@ -55,7 +56,14 @@ impl Tuning {
     pub(crate) fn apply(&self, channel: &Child) -> Result<(), LaunchError> {
         if let Some(attributes) = &self.scheduler {
             schedule::set_scheduler(attributes)
-                .map_err(|error| LaunchError::step("set the scheduler of process.scheduler", error))?;
+                .map_err(|error| match (attributes.policy, error.raw_os_error()) {
+                    (SCHED_DEADLINE, Some(libc::EPERM)) => {
+                        let reason = "the kernel refuses SCHED_DEADLINE: process scheduler can't be used together \
+                                      with AllowedCPUs, and needs CAP_SYS_NICE";
+                        LaunchError::spec("process.scheduler", reason)
+                    }
+                    _ => LaunchError::step("set the scheduler of process.scheduler", error),
+                })?;
         }
         if let Some(priority) = self.io_priority {
             schedule::set_io_priority(priority)
@@ -74,6 +82,19 @@ impl Tuning {
                 .map_err(|error| LaunchError::step("set the policy of linux.memoryPolicy", error))?;
         }
         Ok(())
+    }
+}
+
+/// Writes flags as the types of `oci-spec` read them, which have two of them by other names than the
+/// specification.
+pub(crate) fn respell_flags(process: &mut serde_json::Value) {
+    let flags = process.pointer_mut("/scheduler/flags").and_then(serde_json::Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
     }
 }
 
@@ -122,10 +143,10 @@ fn cpus(list: &str, field: &str) -> Result<Mask, LaunchError> {
         Some(mask) if !mask.is_empty() => Ok(mask),
         _ => {
             let most = schedule::MASK_BITS_MAX;
-            Err(LaunchError::spec(
-                field,
-                format!("{list:?} is no list of numbers up to {most} such as 0-3,7"),
-            ))
+            let what =
+                if field.starts_with("linux.memoryPolicy") { "invalid memory policy nodes: " } else { "" };
+            let reason = format!("{what}{list:?} is no list of numbers up to {most} such as 0-3,7");
+            Err(LaunchError::spec(field, reason))
         }
     }
 }
@@ -140,7 +161,7 @@ fn scheduler(wanted: &Scheduler) -> Result<SchedulerAttributes, LaunchError> {
         Policy::SchedRr => 2,
         Policy::SchedBatch => 3,
         Policy::SchedIdle => 5,
-        Policy::SchedDeadline => 6,
+        Policy::SchedDeadline => SCHED_DEADLINE,
         Policy::SchedIso => {
             let reason = "Linux has never had SCHED_ISO: SCHED_OTHER, SCHED_FIFO, SCHED_RR, SCHED_BATCH, \
                           SCHED_IDLE and SCHED_DEADLINE are allowed";
@@ -148,17 +169,28 @@ fn scheduler(wanted: &Scheduler) -> Result<SchedulerAttributes, LaunchError> {
         }
     };
     if matches!(policy, 0 | 3) && !(-20..=19).contains(&nice) {
-        return Err(LaunchError::spec(field("nice"), format!("{nice} is not within -20 and 19")));
+        return Err(LaunchError::spec(
+            field("nice"),
+            format!("invalid scheduler.nice: {nice} is not within -20 and 19"),
+        ));
     }
     if priority != 0 && !matches!(policy, 1 | 2) {
-        return Err(LaunchError::spec(field("priority"), "only SCHED_FIFO and SCHED_RR have one"));
+        return Err(LaunchError::spec(
+            field("priority"),
+            "scheduler.priority can only be specified for SchedFIFO or SchedRR policy",
+        ));
     }
     let priority = u32::try_from(priority)
         .map_err(|_negative| LaunchError::spec(field("priority"), "it is negative; 1 to 99 are allowed"))?;
     let deadline =
         [("runtime", wanted.runtime()), ("deadline", wanted.deadline()), ("period", wanted.period())];
-    if let Some((name, _)) = deadline.iter().find(|(_, value)| policy != 6 && value.unwrap_or(0) != 0) {
-        return Err(LaunchError::spec(field(name), "only SCHED_DEADLINE has one"));
+    if let Some((name, _)) =
+        deadline.iter().find(|(_, value)| policy != SCHED_DEADLINE && value.unwrap_or(0) != 0)
+    {
+        return Err(LaunchError::spec(
+            field(name),
+            "scheduler runtime/deadline/period can only be specified for SchedDeadline policy",
+        ));
     }
     Ok(SchedulerAttributes {
         policy,
@@ -216,9 +248,15 @@ fn memory_policy(wanted: &LinuxMemoryPolicy) -> Result<(i32, Mask), LaunchError>
     };
     let field = "linux.memoryPolicy.nodes";
     match (mode, nodes.is_empty()) {
-        (0 | 4, false) => return Err(LaunchError::spec(field, format!("{} takes none", wanted.mode()))),
+        (0 | 4, false) => {
+            let reason =
+                format!("memory policy mode requires 0 nodes but got {}: {}", nodes.len(), wanted.mode());
+            return Err(LaunchError::spec(field, reason));
+        }
         (2 | 3 | 5 | 6, true) => {
-            return Err(LaunchError::spec(field, format!("{} needs one", wanted.mode())));
+            let reason =
+                format!("memory policy mode requires at least one node but got 0: {}", wanted.mode());
+            return Err(LaunchError::spec(field, reason));
         }
         _ => {}
     }
@@ -254,6 +292,15 @@ mod tests {
         assert_eq!((scheduler.policy, scheduler.flags, scheduler.period), (6, 1, 30));
         let tuning = of(r#"{"scheduler":{"policy":"SCHED_FIFO","priority":7}}"#).unwrap();
         assert_eq!(tuning.scheduler.unwrap().priority, 7);
+    }
+
+    #[test]
+    fn flags_are_read_in_the_words_of_the_specification() {
+        let mut process = serde_json::json!({"scheduler": {"policy": "SCHED_OTHER", "flags": [
+            "SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_RECLAIM"]}});
+        respell_flags(&mut process);
+        let scheduler: Scheduler = serde_json::from_value(process["scheduler"].clone()).unwrap();
+        assert_eq!(super::scheduler(&scheduler).unwrap().flags, 7);
     }
 
     #[test]

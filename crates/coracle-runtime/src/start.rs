@@ -54,7 +54,11 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             ..ProgramOptions::default()
         },
     )?
-    .tuned(linux.and_then(|l| l.personality().as_ref()), linux.and_then(|l| l.memory_policy().as_ref()))?;
+    .tuned(
+        &launch.id,
+        linux.and_then(|l| l.personality().as_ref()),
+        linux.and_then(|l| l.memory_policy().as_ref()),
+    )?;
     let mut warnings = Vec::new();
     let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
     let hooks = launch.spec.hooks().as_ref();

@@ -78,7 +78,7 @@ impl Cgroup {
 /// A path that cannot leave the container's cgroup.
 fn inner(path: &str, word: &str) -> Result<PathBuf, LaunchError> {
     if Path::new(path).components().any(|c| matches!(c, Component::ParentDir)) {
-        return Err(refused(word, "it holds `..`"));
+        return Err(refused(word, "bad sub cgroup path: it holds `..`"));
     }
     Ok(Path::new(path).components().filter(|c| matches!(c, Component::Normal(_))).collect())
 }
@@ -87,7 +87,7 @@ fn existing(dir: &Path, word: &str) -> Result<PathBuf, LaunchError> {
     if dir.is_dir() {
         return Ok(dir.to_owned());
     }
-    Err(refused(word, &format!("no such cgroup: {}", dir.display())))
+    Err(refused(word, &format!("error adding pid to {}: no such file or directory", dir.display())))
 }
 
 fn refused(word: &str, reason: &str) -> LaunchError {

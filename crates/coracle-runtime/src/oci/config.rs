@@ -117,6 +117,7 @@ pub fn parse_resources(text: &[u8]) -> Result<LinuxResources, LaunchError> {
 
 /// What a `process` has when it says nothing.
 fn complete_process(process: &mut Value, warnings: &mut Vec<String>) {
+    crate::schedule::respell_flags(process);
     if let Some(process) = process.as_object_mut() {
         if !process.contains_key("user") {
             process.insert("user".to_owned(), serde_json::json!({}));
@@ -126,7 +127,10 @@ fn complete_process(process: &mut Value, warnings: &mut Vec<String>) {
             // The specification wants a warning here and no failure: to have less is safe.
             set.retain(|name| {
                 let is_known = name.as_str().is_none_or(|name| crate::caps::number_of(name).is_some());
-                let text = format!("ignoring the unknown capability {name}");
+                let text = format!(
+                    "ignoring unknown or unavailable capabilities: [{}]",
+                    name.as_str().unwrap_or_default()
+                );
                 if !is_known && !warnings.contains(&text) {
                     warnings.push(text);
                 }

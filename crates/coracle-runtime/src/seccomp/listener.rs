@@ -79,7 +79,8 @@ impl Listener {
             .and_then(|text| send(&self.path, &text, &listener))
             .map_err(|error| {
                 let agent = self.path.display();
-                LaunchError::step(format!("give the seccomp listener to the agent at {agent}"), error)
+                let reason = format!("failed to connect with seccomp agent {agent}: {error}");
+                LaunchError::spec("linux.seccomp.listenerPath", reason)
             })
     }
 }

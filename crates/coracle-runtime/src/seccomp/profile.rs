@@ -234,7 +234,7 @@ pub(super) fn of_spec(spec: &LinuxSeccomp) -> Result<Profile, LaunchError> {
     let default = result_of(spec.default_action(), spec.default_errno_ret())?;
     if default == RET_NOTIFY {
         return Err(invalid(
-            "SCMP_ACT_NOTIFY cannot be the default action: nobody could hand the listener over",
+            "SCMP_ACT_NOTIFY cannot be used as default action: nobody could hand the listener over",
         ));
     }
     let mut abis = vec![Abi::NATIVE];
@@ -256,7 +256,7 @@ pub(super) fn of_spec(spec: &LinuxSeccomp) -> Result<Profile, LaunchError> {
         }
         for name in entry.names() {
             if result == RET_NOTIFY && name == "write" {
-                let reason = "SCMP_ACT_NOTIFY cannot be used for write, by which the listener is handed over";
+                let reason = "SCMP_ACT_NOTIFY cannot be used for the write syscall, by which the listener is handed over";
                 return Err(invalid(reason));
             }
             profile.add(name, &conditions, result);

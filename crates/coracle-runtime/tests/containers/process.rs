@@ -207,7 +207,7 @@ fn a_scheduler_and_its_relatives_are_set(rig: &Rig) {
     set(&mut launch, r#"{"scheduler":{"policy":"SCHED_BATCH","nice":7}}"#);
     assert_eq!(output(&launch), "7 3\n");
     set(&mut launch, r#"{"scheduler":{"policy":"SCHED_IDLE"}}"#);
-    assert_eq!(output(&launch), "0 5\n");
+    assert!(output(&launch).ends_with(" 5\n"), "the policy; the nice value is the caller's");
     let mut launch = rig.launch(&["/bin/busybox", "ionice"]);
     set(&mut launch, r#"{"ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0}}"#);
     assert!(output(&launch).starts_with("idle"));
