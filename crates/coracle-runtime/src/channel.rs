@@ -6,6 +6,8 @@
 //!                   'T' + descriptor              the terminal's master
 //!                   'P' pid(4)                    an exec's process, as the parent sees it
 //!                   'L' number(4)                 a seccomp listener by its number there: waits to be let on
+//!                   'U'                           waits for the maps of its user namespace
+//!                   'B'                           a helper's child: waits until its pid is known and its maps written
 //!                   'H'                           waits for the hooks of the caller's namespaces
 //!                   'R'                           ready: waits for the gate
 //!                   'D'                           detached: waits for whoever opens the gate
@@ -55,6 +57,8 @@ pub(crate) enum Message {
     Terminal(OwnedFd),
     Pid(i32),
     Listener(RawFd),
+    Maps,
+    Born,
     Hooks,
     Ready,
     Detached,
@@ -109,6 +113,8 @@ impl Parent {
                 .try_into()
                 .map(|number| Message::Listener(RawFd::from_ne_bytes(number)))
                 .map_err(|_wrong_length| malformed()),
+            (b'U', None) => Ok(Message::Maps),
+            (b'B', None) => Ok(Message::Born),
             (b'H', None) => Ok(Message::Hooks),
             (b'R', None) => Ok(Message::Ready),
             (b'D', None) => Ok(Message::Detached),
@@ -174,15 +180,26 @@ impl Child {
     /// Says that everything is ready and waits for the word to go on. Ends the process if nobody is there to
     /// give it.
     pub(crate) fn wait_at_gate(&self) {
-        self.send(b'R', b"");
-        if !self.hears_go() {
-            coracle_sys::process::exit_now(125);
-        }
+        self.ask(b'R');
     }
 
-    /// Has the caller run hooks, and waits until it has. Ends the process if it did not.
+    /// Has the starter run hooks, and waits until it has. Ends the process if it did not.
     pub(crate) fn wait_for_hooks(&self) {
-        self.send(b'H', b"");
+        self.ask(b'H');
+    }
+
+    /// Has the starter write the maps of this process's user namespace. Ends the process if it did not.
+    pub(crate) fn wait_for_maps(&self) {
+        self.ask(b'U');
+    }
+
+    /// As the child of a helper: waits until the starter knows of it. Ends the process if it never does.
+    pub(crate) fn wait_for_starter(&self) {
+        self.ask(b'B');
+    }
+
+    fn ask(&self, tag: u8) {
+        self.send(tag, b"");
         if !self.hears_go() {
             coracle_sys::process::exit_now(125);
         }

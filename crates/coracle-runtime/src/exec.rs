@@ -17,8 +17,8 @@ use coracle_sys::process::{self, CloneArgs};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 
+use crate::birth::{check_executed, end, open_child};
 use crate::channel::{Child, Message, Parent, channel};
 use crate::gate::Departure;
 use crate::hooks::{ContainerState, OCI_VERSION, Status};
@@ -27,7 +27,6 @@ use crate::program::{Program, ProgramOptions, hide_and_tie};
 use crate::schedule::Affinity;
 use crate::seccomp::Listener;
 use crate::stage::{guard, place_streams, set_oom_score};
-use crate::start::{check_executed, end};
 use crate::{Cgroup, ExecLaunch, LaunchError, Running, Stdio, Target, caps, seccomp};
 
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
@@ -297,7 +296,7 @@ fn has_time_namespaces() -> bool {
 
 /// Root of the container: what is made from now on belongs to it. Without a root in the namespace the process's
 /// own user has to do.
-fn become_mapped_root() -> Result<(), LaunchError> {
+pub(crate) fn become_mapped_root() -> Result<(), LaunchError> {
     let (uid, gid) = (Uid::ROOT, Gid::ROOT);
     let unless_unmapped = |result: rustix::io::Result<()>| match result {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
@@ -345,7 +344,12 @@ impl Caller<'_> {
                 Message::Terminal(master) => terminal = Some(master),
                 Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
                 Message::Listener(number) => listener = Some(number),
-                Message::Hooks | Message::Ready | Message::Detached | Message::Executing => {}
+                Message::Maps
+                | Message::Born
+                | Message::Hooks
+                | Message::Ready
+                | Message::Detached
+                | Message::Executing => {}
                 Message::Failed(error) => break Some(error),
                 Message::End => break None,
             }
@@ -395,11 +399,4 @@ impl Caller<'_> {
         };
         Listener::of_profile(self.launch.profile.as_ref())?.pass(pidfd.as_fd(), number, pid, state)
     }
-}
-
-/// It is our child and has not been reaped, so that the pid is certainly its own.
-fn open_child(pid: i32) -> Result<OwnedFd, LaunchError> {
-    let cannot = |error| LaunchError::step("open the new process", error);
-    let pid = Pid::from_raw(pid).ok_or_else(|| cannot(rustix::io::Errno::SRCH))?;
-    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(cannot)
 }

@@ -30,7 +30,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::channel::{Child, Message, Parent};
-use crate::hooks::{ContainerState, HookPoint, Status, run_hooks_with};
+use crate::hooks::{ContainerState, HookPoint, Status, Surroundings, run_hooks_in};
 use crate::{Gate, LaunchError};
 
 /// What is left between a process that is set up and its program.
@@ -57,18 +57,18 @@ impl StartHooks<'_> {
         let own = i32::try_from(std::process::id()).ok();
         let state = ContainerState::of(self.spec, self.id, &self.bundle, Status::Created, own);
         // In here the program's environment can take over nothing that it does not have anyway.
-        run_hooks_with(HookPoint::StartContainer, self.spec.hooks().as_ref(), &state, env)
+        let surroundings = Surroundings { env, dir: None };
+        run_hooks_in(HookPoint::StartContainer, self.spec.hooks().as_ref(), &state, &surroundings)
     }
 }
 
 impl Departure<'_> {
-    /// Waits at the gate, runs the last hooks, and goes on with `execute`, which tells its warnings to the
-    /// channel that it is given. Returns only an error, and only while the starter listens; later ones go to
-    /// whoever opened the gate.
+    /// Waits at the gate and goes on with `execute`, which tells its warnings to the channel that it is given, and
+    /// runs the last hooks when everything but the execution is done. Returns only an error, and only while the
+    /// starter listens; later ones go to whoever opened the gate.
     pub(crate) fn pass(
         &self,
         channel: &Child,
-        env: &[CString],
         execute: impl FnOnce(&Child) -> Result<Infallible, LaunchError>,
     ) -> Result<Infallible, LaunchError> {
         match &self.gate {
@@ -80,16 +80,15 @@ impl Departure<'_> {
                 let creator = channel.peer_uid();
                 channel.detached();
                 let opener = self.wait_for_opener(listener, creator);
-                let failed = self.run_hooks(env).and_then(|()| {
+                if self.hooks.is_none() {
+                    // Now, because a filter may forbid to say it later.
                     opener.executing();
-                    execute(&opener)
-                });
-                let Err(error) = failed;
+                }
+                let Err(error) = execute(&opener);
                 opener.fail(&error);
                 process::exit_now(CHILD_FAILED);
             }
         }
-        self.run_hooks(env)?;
         if self.detached {
             self.let_go()?;
             // It must still be there to hear how the execution went.
@@ -98,6 +97,15 @@ impl Departure<'_> {
             }
         }
         execute(channel)
+    }
+
+    /// Runs the hooks that come right before the program is executed; `env` is its environment. The filter is
+    /// loaded already: they are part of what it confines.
+    pub(crate) fn run_hooks(&self, channel: &Child, env: &[CString]) -> Result<(), LaunchError> {
+        let Some(hooks) = &self.hooks else { return Ok(()) };
+        hooks.run(env)?;
+        channel.executing();
+        Ok(())
     }
 
     /// From here on the death of whoever started it is nothing to this process.
@@ -132,10 +140,6 @@ impl Departure<'_> {
     fn may_open(&self, connection: BorrowedFd<'_>, creator: Option<u32>) -> bool {
         socket::peer(connection)
             .is_ok_and(|peer| Some(peer.uid) == creator || (peer.uid == 0 && !self.is_mapped))
-    }
-
-    fn run_hooks(&self, env: &[CString]) -> Result<(), LaunchError> {
-        self.hooks.as_ref().map_or(Ok(()), |hooks| hooks.run(env))
     }
 }
 
@@ -173,6 +177,8 @@ pub fn open_gate(socket: &Path) -> Result<Vec<String>, LaunchError> {
             Message::Terminal(_)
             | Message::Pid(_)
             | Message::Listener(_)
+            | Message::Maps
+            | Message::Born
             | Message::Hooks
             | Message::Ready
             | Message::Detached => {}

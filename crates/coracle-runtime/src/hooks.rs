@@ -151,15 +151,24 @@ pub(crate) fn has_any(hooks: Option<&Hooks>, points: &[HookPoint]) -> bool {
 /// # Errors
 /// A hook could not be executed, ended with another code than 0, or did not end in its time.
 pub fn run_hooks(point: HookPoint, hooks: Option<&Hooks>, state: &ContainerState) -> Result<(), LaunchError> {
-    run_hooks_with(point, hooks, state, &[])
+    let bundle = Some(state.bundle.as_path()).filter(|bundle| bundle.is_absolute());
+    run_hooks_in(point, hooks, state, &Surroundings { env: &[], dir: bundle })
 }
 
-/// As [`run_hooks`]; `env` is the environment of hooks that name none.
-pub(crate) fn run_hooks_with(
+/// What a hook finds that asks for nothing else.
+pub(crate) struct Surroundings<'a> {
+    /// The environment of hooks that name none.
+    pub(crate) env: &'a [CString],
+    /// The working directory; the caller's if there is none.
+    pub(crate) dir: Option<&'a Path>,
+}
+
+/// As [`run_hooks`], which runs them in the bundle's directory.
+pub(crate) fn run_hooks_in(
     point: HookPoint,
     hooks: Option<&Hooks>,
     state: &ContainerState,
-    env: &[CString],
+    surroundings: &Surroundings<'_>,
 ) -> Result<(), LaunchError> {
     let hooks = hooks.map(|hooks| point.of(hooks)).unwrap_or_default();
     if hooks.is_empty() {
@@ -169,7 +178,7 @@ pub(crate) fn run_hooks_with(
         .map_err(|error| LaunchError::step("write the state for hooks", io::Error::other(error)))?;
     let mut first = Ok(());
     for (idx, hook) in hooks.iter().enumerate() {
-        let result = run_one(hook, env, &state)
+        let result = run_one(hook, surroundings, &state)
             .map_err(|reason| LaunchError::Hook { hook: format!("{} hook #{idx}", point.name()), reason });
         if first.is_ok() {
             first = result;
@@ -182,14 +191,15 @@ pub(crate) fn run_hooks_with(
 }
 
 /// The program of a hook with everything it is executed with.
-struct Command {
+struct Command<'a> {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
+    dir: Option<&'a Path>,
 }
 
-impl Command {
-    fn of(hook: &Hook, default_env: &[CString]) -> Result<Self, String> {
+impl<'a> Command<'a> {
+    fn of(hook: &Hook, surroundings: &Surroundings<'a>) -> Result<Self, String> {
         let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_nul| "it holds a NUL byte".to_owned());
         let c_strings = |texts: &[String]| {
             texts.iter().map(|text| c_string(text.as_bytes())).collect::<Result<Vec<_>, _>>()
@@ -201,14 +211,14 @@ impl Command {
         };
         let env = match hook.env().as_deref() {
             Some(env) => c_strings(env)?,
-            None => default_env.to_vec(),
+            None => surroundings.env.to_vec(),
         };
-        Ok(Self { path, args, env })
+        Ok(Self { path, args, env, dir: surroundings.dir })
     }
 }
 
-fn run_one(hook: &Hook, default_env: &[CString], state: &[u8]) -> Result<(), String> {
-    let command = Command::of(hook, default_env)?;
+fn run_one(hook: &Hook, surroundings: &Surroundings<'_>, state: &[u8]) -> Result<(), String> {
+    let command = Command::of(hook, surroundings)?;
     let path = hook.path().display();
     let failed = |error: io::Error| format!("cannot run {path}: {error}");
     let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
@@ -236,6 +246,17 @@ fn run_one(hook: &Hook, default_env: &[CString], state: &[u8]) -> Result<(), Str
     }
 }
 
+fn signal_name(signal: Option<i32>) -> String {
+    match signal {
+        Some(libc::SIGSYS) => "bad system call".to_owned(),
+        Some(libc::SIGKILL) => "killed".to_owned(),
+        Some(libc::SIGSEGV) => "segmentation fault".to_owned(),
+        Some(libc::SIGABRT) => "aborted".to_owned(),
+        Some(libc::SIGTERM) => "terminated".to_owned(),
+        other => other.unwrap_or_default().to_string(),
+    }
+}
+
 /// Begins what a process says that could not become the hook's program.
 const NOT_EXECUTED: char = '\0';
 
@@ -250,7 +271,7 @@ struct RunningHook {
     output: Vec<u8>,
 }
 
-fn spawn(command: &Command) -> io::Result<RunningHook> {
+fn spawn(command: &Command<'_>) -> io::Result<RunningHook> {
     let flags = PipeFlags::CLOEXEC;
     let (input, input_end) = pipe_with(flags)?;
     let (output_end, output) = pipe_with(flags)?;
@@ -278,11 +299,14 @@ fn spawn(command: &Command) -> io::Result<RunningHook> {
 }
 
 /// In the new process. Returns only an error.
-fn execute(command: &Command, input: &OwnedFd, output: &OwnedFd) -> io::Error {
+fn execute(command: &Command<'_>, input: &OwnedFd, output: &OwnedFd) -> io::Error {
     let prepared = || -> rustix::io::Result<()> {
         rustix::process::setpgid(None, None)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         process::reset_signals();
+        if let Some(dir) = command.dir {
+            rustix::process::chdir(dir)?;
+        }
         // Copies first: an end of a pipe may be one of the numbers that are replaced.
         let input = rustix::io::fcntl_dupfd_cloexec(input, 3)?;
         let output = rustix::io::fcntl_dupfd_cloexec(output, 3)?;
@@ -366,9 +390,7 @@ impl RunningHook {
                     return Ok(match (status.exit_status(), status.terminating_signal()) {
                         (Some(0), _) => None,
                         (Some(code), _) => Some(format!("ended with exit status {code}")),
-                        (None, signal) => {
-                            Some(format!("was killed by signal {}", signal.unwrap_or_default()))
-                        }
+                        (None, signal) => Some(format!("was killed by a signal: {}", signal_name(signal))),
                     });
                 }
                 Ok(None) | Err(Errno::INTR) => {}

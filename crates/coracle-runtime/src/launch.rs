@@ -11,9 +11,9 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::LaunchError;
+use crate::birth::check_executed;
 use crate::cgroup::{self, Cgroup};
 use crate::channel::{Message, Parent};
-use crate::start::check_executed;
 
 /// Everything that decides what a container is. Written as JSON by the engine, read by the monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,6 +189,8 @@ impl Running {
                 Message::Terminal(_)
                 | Message::Pid(_)
                 | Message::Listener(_)
+                | Message::Maps
+                | Message::Born
                 | Message::Hooks
                 | Message::Ready => {}
             }

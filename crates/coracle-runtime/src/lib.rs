@@ -11,6 +11,7 @@
 //!
 //! Source: OCI runtime-spec 1.3 (`config.md`, `config-linux.md`, `runtime.md`).
 
+mod birth;
 pub mod caps;
 pub mod cgroup;
 mod channel;
@@ -21,9 +22,12 @@ mod gate;
 pub mod hooks;
 mod labels;
 mod launch;
+mod maps;
 mod mounts;
+mod namespaces;
 pub mod oci;
 mod program;
+mod root;
 mod schedule;
 pub mod seccomp;
 mod stage;

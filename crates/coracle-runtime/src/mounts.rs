@@ -43,12 +43,13 @@ use rustix::io::Errno;
 
 use crate::LaunchError;
 use crate::cgroup::Cgroup;
-use crate::stage::has_namespace;
+use crate::namespaces::has_namespace;
 use options::{ATTR_RDONLY, Options};
 use sources::Source;
 use target::{Target, clean};
 
 pub use options::mount_options;
+pub(crate) use options::propagation;
 pub(crate) use sources::Sources;
 
 const MS_SLAVE: u64 = 1 << 19;
@@ -343,37 +344,5 @@ fn keep_procfs(path: &Path, target: &Target, source: Option<&OwnedFd>) -> Result
     match source {
         Some(source) if is_procfs(source).map_err(unnamed)? => Ok(()),
         _ => Err(unnamed(io::Error::other("only procfs itself may be mounted on /proc or inside it"))),
-    }
-}
-
-/// Detaches the process's copy of the host's mounts from the host's changes, and puts the root on a place in it.
-pub(crate) fn attach_root(spec: &Spec, root: BorrowedFd<'_>, place: &Path) -> Result<(), LaunchError> {
-    let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", flags).map_err(|e| LaunchError::step("cut off the host's mounts", e))?;
-    // Its own propagation is given to it after the pivot, which refuses a shared one. Only a slave must be one from
-    // the beginning: it is tied to the host's mount that it is a copy of.
-    let slave = matches!(propagation_of_root(spec)?, Some((MS_SLAVE, _)));
-    let propagation = if slave { MS_SLAVE } else { MS_PRIVATE };
-    let cut = Attributes { propagation, ..Attributes::default() };
-    mount::set_attributes(root, true, &cut).map_err(|e| LaunchError::step("make the root private", e))?;
-    mount::attach_at(root, place).map_err(|e| LaunchError::step("attach the root", e))
-}
-
-/// Makes the assembled root the only one.
-pub(crate) fn enter_root(spec: &Spec, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
-    mount::pivot_to(root).map_err(|error| LaunchError::step("change the root", error))?;
-    let Some((flag, recursive)) = propagation_of_root(spec)? else { return Ok(()) };
-    let change = Attributes { propagation: flag, ..Attributes::default() };
-    mount::set_attributes(root, recursive, &change)
-        .map_err(|error| LaunchError::step("set the propagation of the root", error))
-}
-
-fn propagation_of_root(spec: &Spec) -> Result<Option<(u64, bool)>, LaunchError> {
-    let text = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
-    match text {
-        None | Some("" | "private" | "rprivate") => Ok(None),
-        Some(text) => options::propagation(text)
-            .map(Some)
-            .ok_or_else(|| LaunchError::spec("linux.rootfsPropagation", format!("{text} is not known"))),
     }
 }

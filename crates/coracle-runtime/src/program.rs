@@ -143,10 +143,11 @@ impl<'a> Program<'a> {
         if early {
             self.seal(sets, channel)?;
         }
-        departure.pass(channel, &self.env, |channel| {
+        departure.pass(channel, |channel| {
             if !early {
                 self.seal(sets, channel)?;
             }
+            departure.run_hooks(channel, &self.env)?;
             if self.options.init {
                 // Process 1 is never going to execute anything, by which it could be seen to have come this far.
                 channel.executing();

@@ -8,6 +8,7 @@
 //! Source: OCI runtime-spec 1.3 `runtime.md#lifecycle`, `config-linux.md`.
 
 use std::convert::Infallible;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -18,11 +19,13 @@ use rustix::process::{DumpableBehavior, Signal};
 
 use crate::cgroup::Cgroup;
 use crate::channel::Child;
+use crate::exec::become_mapped_root;
 use crate::gate::Departure;
-use crate::hooks::{self, ContainerState, HookPoint, Status};
+use crate::hooks::{self, ContainerState, HookPoint, Status, Surroundings};
 use crate::mounts::{self, Sources, devices};
-use crate::program::Program;
-use crate::start::Plan;
+use crate::namespaces::{Mounts, Plan, User, cannot_join, has_namespace};
+use crate::program::{Program, hide_and_tie};
+use crate::root::{self, Entry};
 use crate::{Launch, LaunchError, Root, Stdio};
 
 /// What the process was given by its starter.
@@ -32,33 +35,117 @@ pub(crate) struct Stage<'a> {
     pub(crate) bundle: PathBuf,
     pub(crate) program: Program<'a>,
     pub(crate) cgroup: &'a Cgroup,
-    /// The root, a detached mount.
-    pub(crate) root: OwnedFd,
-    /// What of the host is mounted, opened by the starter.
-    pub(crate) sources: Sources,
+    /// What of the host is needed; `None` if the starter had no right to open it.
+    pub(crate) host: Option<Host>,
+    pub(crate) entry: Entry,
     pub(crate) plan: Plan,
     pub(crate) stdio: Stdio,
     pub(crate) departure: Departure<'a>,
+    /// There was another process before this one, which has joined the cgroups.
+    pub(crate) has_helper: bool,
+}
+
+/// What of the host a container is made of.
+pub(crate) struct Host {
+    /// The root: a detached mount, or in the caller's mount namespace a directory.
+    pub(crate) root: OwnedFd,
+    /// What is mounted from elsewhere.
+    pub(crate) sources: Sources,
+}
+
+impl Host {
+    pub(crate) fn open(launch: &Launch, entry: &Entry) -> Result<Self, LaunchError> {
+        let sources = Sources::open(&launch.spec, &launch.root)?;
+        Ok(Self { root: root::open(&launch.root, entry)?, sources })
+    }
 }
 
 impl Stage<'_> {
     /// Sets up and becomes the program. Returns only if that fails.
-    pub(crate) fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
+    pub(crate) fn run(&mut self, channel: &Child) -> Result<Infallible, LaunchError> {
         let spec = &self.launch.spec;
-        guard()?;
+        self.begin()?;
+        if !self.has_helper {
+            self.join_cgroups()?;
+        }
+        self.become_root(channel)?;
+        let Host { root, sources } = match self.host.take() {
+            Some(host) => host,
+            None => Host::open(self.launch, &self.entry)?,
+        };
         self.isolate()?;
-        mounts::attach_root(spec, self.root.as_fd(), self.place_of_root())?;
-        let assembled = mounts::assemble(spec, self.root.as_fd(), &self.sources, self.cgroup)?;
+        self.attach(root.as_fd())?;
+        let assembled = mounts::assemble(spec, root.as_fd(), &sources, self.cgroup)?;
         self.run_hooks(channel)?;
         self.set_sysctls(assembled.proc.as_ref())?;
         let terminal = self.open_terminal(&assembled)?;
-        mounts::protect(spec, self.root.as_fd(), &assembled)?;
-        mounts::enter_root(spec, self.root.as_fd())?;
+        mounts::protect(spec, root.as_fd(), &assembled)?;
+        root::enter(spec, root.as_fd(), &self.entry)?;
         self.set_names()?;
         place_streams(&self.stdio, terminal.as_ref(), self.program.identity.uid, channel)?;
-        devices::own_null(self.root.as_fd(), &assembled)
+        devices::own_null(root.as_fd(), &assembled)
             .map_err(|error| LaunchError::step("use the container's /dev/null for its streams", error))?;
         self.program.run(channel, &self.departure)
+    }
+
+    /// First of all, also in a helper.
+    pub(crate) fn begin(&self) -> Result<(), LaunchError> {
+        guard()?;
+        match &self.plan.user {
+            // Whoever writes the maps must be able to look at it, and nobody else is there yet.
+            User::New(maps) if maps.is_unprivileged() && !self.has_helper => {
+                rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)
+                    .map_err(|error| LaunchError::step("show the process", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// While this process is still its starter's user.
+    pub(crate) fn join_cgroups(&self) -> Result<(), LaunchError> {
+        self.cgroup.join()?;
+        match (self.launch.spec.process().as_ref().and_then(|p| p.oom_score_adj()), &self.plan.user) {
+            // The starter writes it, who keeps the right to.
+            (None, _) | (_, User::New(_)) => Ok(()),
+            (Some(adjustment), _) => set_oom_score(adjustment),
+        }
+    }
+
+    /// As a process that was cloned into a user namespace: waits for its maps and becomes its root.
+    pub(crate) fn become_root_of_new(&self, channel: &Child) -> Result<(), LaunchError> {
+        channel.wait_for_maps();
+        become_mapped_root()
+    }
+
+    fn become_root(&mut self, channel: &Child) -> Result<(), LaunchError> {
+        match (&self.plan.user, self.has_helper) {
+            (User::Caller, false) => return Ok(()),
+            (_, true) => {
+                channel.wait_for_starter();
+                if self.plan.is_mapped() {
+                    become_mapped_root()?;
+                }
+            }
+            (_, false) => self.become_root_of_new(channel)?,
+        }
+        // Other credentials: the kernel may have undone both of what hides and ties this process.
+        hide_and_tie()?;
+        if self.plan.is_mapped() {
+            // Of the host's procfs: the container's may say anything.
+            let text = fs::read("/proc/self/setgroups")
+                .map_err(|error| LaunchError::step("read /proc/self/setgroups", error))?;
+            self.program.options.setgroups_denied = text.starts_with(b"deny");
+        }
+        Ok(())
+    }
+
+    fn attach(&self, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+        let spec = &self.launch.spec;
+        match (&self.plan.mounts, &self.launch.root) {
+            (Mounts::New, _) => root::attach(spec, root, self.place_of_root()),
+            (Mounts::Joined(_), Root::Path(path)) => root::attach_detached(spec, root, path),
+            (Mounts::Joined(_), Root::Layered(_)) | (Mounts::Caller, _) => Ok(()),
+        }
     }
 
     /// Hooks look for the root where it is on the host, and mount below it; without hooks the shortest way will
@@ -83,29 +170,34 @@ impl Stage<'_> {
         }
         let own = i32::try_from(std::process::id()).ok();
         let state = ContainerState::of(spec, id, &self.bundle, Status::Creating, own);
-        hooks::run_hooks(HookPoint::CreateContainer, hooks, &state)
+        let dir = match &self.launch.root {
+            Root::Path(path) => Some(path.as_path()),
+            Root::Layered(_) => None,
+        };
+        let surroundings = Surroundings { env: &[], dir };
+        hooks::run_hooks_in(HookPoint::CreateContainer, hooks, &state, &surroundings)
     }
 
     fn isolate(&self) -> Result<(), LaunchError> {
-        self.cgroup.join()?;
         if self.plan.new_cgroup {
             process::unshare_namespaces(libc::CLONE_NEWCGROUP)
                 .map_err(|error| LaunchError::step("make a cgroup namespace", error))?;
         }
         process::reset_cpu_affinity().map_err(|error| LaunchError::step("reset the CPU affinity", error))?;
-        for (kind, fd) in &self.plan.joined {
-            process::setns(fd.as_fd(), *kind).map_err(|error| {
-                LaunchError::step(format!("join a {} namespace", kind_name(*kind)), error)
-            })?;
+        // A helper has joined them already.
+        let joined = self.plan.joined.iter().filter(|_| !self.has_helper);
+        for (kind, fd) in joined {
+            process::setns(fd.as_fd(), *kind).map_err(|error| cannot_join(*kind, error))?;
         }
         if self.plan.new_network {
             process::loopback_up()
                 .map_err(|error| LaunchError::step("set the loopback interface up", error))?;
         }
-        if let Some(adjustment) = self.launch.spec.process().as_ref().and_then(|p| p.oom_score_adj()) {
-            set_oom_score(adjustment)?;
+        match &self.plan.mounts {
+            Mounts::Joined(fd) => process::setns(fd.as_fd(), libc::CLONE_NEWNS)
+                .map_err(|error| cannot_join(libc::CLONE_NEWNS, error)),
+            Mounts::New | Mounts::Caller => Ok(()),
         }
-        Ok(())
     }
 
     /// Through a procfs of our own that is attached nowhere: what the container may have put over `/proc/sys`
@@ -152,10 +244,14 @@ impl Stage<'_> {
             _ if name.contains(['\n', '/']) || name.contains("..") || value.contains('\n') => None,
             _ if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
             _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
-            "kernel.hostname" | "kernel.domainname" => Some(LinuxNamespaceType::Uts),
+            "kernel.domainname" => Some(LinuxNamespaceType::Uts),
+            _ if name.starts_with("user.") => Some(LinuxNamespaceType::User),
             _ => None,
         };
         let field = || format!("the sysctl {name}");
+        if name == "kernel.hostname" {
+            return Err(LaunchError::spec(field(), "the configuration has the field hostname for it"));
+        }
         let kind = kind.ok_or_else(|| LaunchError::spec(field(), "it does not belong to a container"))?;
         if has_namespace(&self.launch.spec, kind) {
             Ok(())
@@ -199,11 +295,6 @@ fn require_uts(spec: &Spec, field: &str) -> Result<(), LaunchError> {
         return Ok(());
     }
     Err(LaunchError::spec(field, "the container has no uts namespace of its own"))
-}
-
-pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == kind)
 }
 
 /// First of all: dies with its starter, cannot be traced by whom it is going to share a container with, obeys
@@ -256,17 +347,4 @@ pub(crate) fn place_streams(
     rustix::stdio::dup2_stdin(&stdin).map_err(cannot)?;
     rustix::stdio::dup2_stdout(&stdout).map_err(cannot)?;
     rustix::stdio::dup2_stderr(&stderr).map_err(cannot)
-}
-
-pub(crate) fn kind_name(kind: i32) -> &'static str {
-    match kind {
-        libc::CLONE_NEWNS => "mount",
-        libc::CLONE_NEWCGROUP => "cgroup",
-        libc::CLONE_NEWUTS => "uts",
-        libc::CLONE_NEWIPC => "ipc",
-        libc::CLONE_NEWUSER => "user",
-        libc::CLONE_NEWPID => "pid",
-        libc::CLONE_NEWNET => "network",
-        _ => "unknown",
-    }
 }

@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use super::options::{ATTR_RDONLY, Options};
 use super::{MS_PRIVATE, MS_SLAVE, Place, unnamed};
 use crate::LaunchError;
-use crate::stage::has_namespace;
+use crate::namespaces::has_namespace;
 
 const UNIFIED: &str = "/sys/fs/cgroup";
 

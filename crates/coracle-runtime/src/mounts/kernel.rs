@@ -19,7 +19,7 @@ use super::options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MS_I_VER
 use super::target::{Target, lexical};
 use super::{MS_SLAVE, Place, copyup, masks, unnamed};
 use crate::LaunchError;
-use crate::stage::has_namespace;
+use crate::namespaces::has_namespace;
 
 /// The kernel takes string parameters of a mount up to this length; longer ones need `mount(2)`.
 const PARAMETER_BYTES_MAX: usize = 255;

@@ -153,7 +153,7 @@ fn find(table: &[(&str, u64, bool)], name: &str) -> Option<(u64, bool)> {
     table.iter().find(|(known, ..)| *known == name).map(|(_, bits, set)| (*bits, *set))
 }
 
-pub(super) fn propagation(name: &str) -> Option<(u64, bool)> {
+pub(crate) fn propagation(name: &str) -> Option<(u64, bool)> {
     let of = |name: &str| PROPAGATIONS.iter().find(|(known, _)| *known == name).map(|(_, flag)| *flag);
     of(name).map(|flag| (flag, false)).or_else(|| Some((of(name.strip_prefix('r')?)?, true)))
 }

@@ -290,7 +290,7 @@ impl Making {
             Err(error) => error,
         };
         if let Some(running) = self.running.take() {
-            crate::start::end(&running.pidfd);
+            crate::birth::end(&running.pidfd);
         }
         let removed = match self.lock.take().map_or_else(|| self.container.lock(), Ok) {
             Ok(lock) => self.container.remove(&lock, &mut self.warnings),

@@ -141,7 +141,7 @@ impl Container {
         match hand_over(&mut running, options) {
             Ok(()) => Ok(running),
             Err(error) => {
-                crate::start::end(&running.pidfd);
+                crate::birth::end(&running.pidfd);
                 Err(error)
             }
         }

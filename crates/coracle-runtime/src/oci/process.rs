@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::OciError;
 use crate::LaunchError;
+use crate::birth::start_ticks;
 use crate::error::tolerate;
-use crate::start::start_ticks;
 
 /// Whether the process of that pid and start time runs. One that has ended and was not reaped does not.
 pub(super) fn is_alive(pid: i32, ticks: u64) -> bool {

@@ -546,7 +546,7 @@ mod tests {
         let mut own = record("x");
         own.phase = Phase::Running;
         own.pid = i32::try_from(std::process::id()).unwrap();
-        own.start_ticks = crate::start::start_ticks(own.pid);
+        own.start_ticks = crate::birth::start_ticks(own.pid);
         write_record(&dir, &own).unwrap();
         assert_eq!(containers.get("x").unwrap().status().unwrap(), Status::Running);
         own.start_ticks += 1;

@@ -6,21 +6,237 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use coracle_base::explain::chain;
-use coracle_runtime::{StartOptions, Stdio, defaults, start};
-use oci_spec::runtime::LinuxNamespaceType;
+use coracle_runtime::{Launch, StartOptions, Stdio, UserSpec, defaults, start};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType};
 use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::Case;
 use crate::cgroups::cgroups_of;
-use crate::rig::{Rig, begin, failure, finish, is_ready, output};
+use crate::rig::{Rig, begin, failure, finish, is_ready, output, pipes, text_of};
 
 pub(crate) const CASES: &[Case] = &[
     ("names_and_sysctls_are_set", names_and_sysctls_are_set),
     ("a_pid_namespace_is_joined_by_its_path", a_pid_namespace_is_joined_by_its_path),
     ("a_container_dies_with_its_starter", a_container_dies_with_its_starter),
     ("a_bundle_runs_in_the_foreground", a_bundle_runs_in_the_foreground),
+    ("a_user_namespace_maps_the_root_of_the_container", a_user_namespace_maps),
+    ("a_user_of_a_user_namespace_keeps_its_groups", a_user_of_a_user_namespace),
+    ("a_user_namespace_is_joined_by_its_path", a_user_namespace_is_joined),
+    ("a_new_user_namespace_goes_with_joined_others", a_new_user_namespace_with_joined_others),
+    ("a_time_namespace_has_its_offsets", a_time_namespace_has_its_offsets),
+    ("a_time_namespace_is_joined_by_its_path", a_time_namespace_is_joined),
+    ("without_namespaces_all_are_the_callers", without_namespaces),
+    ("a_mount_namespace_is_joined_by_its_path", a_mount_namespace_is_joined),
+    ("without_pivot_no_procfs_of_the_host_is_left", without_pivot),
+    ("the_propagation_of_the_root_is_as_asked", propagation_of_the_root),
 ];
+
+fn add(launch: &mut Launch, kind: LinuxNamespaceType, path: Option<&str>) {
+    let namespaces = launch.spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap();
+    namespaces.retain(|namespace| namespace.typ() != kind);
+    let mut namespace = LinuxNamespace::default();
+    namespace.set_typ(kind);
+    namespace.set_path(path.map(PathBuf::from));
+    namespaces.push(namespace);
+}
+
+/// Users 0 to 65535 are 100000 and so on outside.
+fn map_users(rig: &Rig, launch: &mut Launch) {
+    add(launch, LinuxNamespaceType::User, None);
+    let map: Vec<LinuxIdMapping> =
+        serde_json::from_str(r#"[{"containerID":0,"hostID":100000,"size":65536}]"#).unwrap();
+    launch.spec.linux_mut().as_mut().unwrap().set_uid_mappings(Some(map.clone())).set_gid_mappings(Some(map));
+    own_all(&rig.root(), 100_000);
+}
+
+fn own_all(path: &Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        fs::read_dir(path).unwrap().for_each(|entry| own_all(&entry.unwrap().path(), id));
+    }
+}
+
+fn a_user_namespace_maps(rig: &Rig) {
+    let mut launch = rig.sh("id -u; cat /proc/self/uid_map; touch /made; hostname; mount | grep -c cgroup; \
+                             echo 7 > /dev/null; cat /proc/sys/user/max_ipc_namespaces; cat /proc/1/oom_score_adj");
+    launch.spec.set_hostname(Some("box".into()));
+    map_users(rig, &mut launch);
+    let sysctl = [("user.max_ipc_namespaces".to_owned(), "5".to_owned())].into_iter().collect();
+    launch.spec.linux_mut().as_mut().unwrap().set_sysctl(Some(sysctl));
+    launch.spec.process_mut().as_mut().unwrap().set_oom_score_adj(Some(300));
+    let out = output(&launch);
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words[..5], ["0", "0", "100000", "65536", "box"], "{out}");
+    assert_eq!(words[6..], ["5", "300"], "{out}");
+    assert_eq!(fs::metadata(rig.root().join("made")).unwrap().uid(), 100_000);
+}
+
+fn a_user_of_a_user_namespace(rig: &Rig) {
+    let mut launch = rig.sh("id -u; id -G; grep CapEff /proc/self/status");
+    map_users(rig, &mut launch);
+    launch.user = Some(UserSpec { user: "bob".into(), groups: vec![] });
+    assert_eq!(output(&launch), "1000\n1000 29\nCapEff:\t0000000000000000\n");
+}
+
+fn guest(rig: &Rig, script: &str) -> Launch {
+    let mut launch = rig.sh(script);
+    let path = Path::new("/coracle-test").join(format!("{}-guest", rig.id));
+    launch.spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(path));
+    launch
+}
+
+fn a_user_namespace_is_joined(rig: &Rig) {
+    let mut first = rig.launch(&["cat"]);
+    map_users(rig, &mut first);
+    let (running, piped) = begin(&first);
+    let mut launch = guest(
+        rig,
+        "readlink /proc/self/ns/user; readlink /proc/self/ns/net; id -u; cat /proc/1/comm; touch /b",
+    );
+    for (kind, name) in [
+        (LinuxNamespaceType::User, "user"),
+        (LinuxNamespaceType::Network, "net"),
+        (LinuxNamespaceType::Pid, "pid"),
+        (LinuxNamespaceType::Ipc, "ipc"),
+        (LinuxNamespaceType::Uts, "uts"),
+        (LinuxNamespaceType::Cgroup, "cgroup"),
+    ] {
+        add(&mut launch, kind, Some(&format!("/proc/{}/ns/{name}", running.pid)));
+    }
+    let link = |name: &str| fs::read_link(format!("/proc/{}/ns/{name}", running.pid)).unwrap();
+    let expected = format!("{}\n{}\n0\ncat\n", link("user").display(), link("net").display());
+    assert_eq!(output(&launch), expected);
+    assert_eq!(fs::metadata(rig.root().join("b")).unwrap().uid(), 100_000);
+    drop(piped);
+    assert_eq!(finish(&running), 0);
+}
+
+fn a_new_user_namespace_with_joined_others(rig: &Rig) {
+    let (running, piped) = begin(&rig.launch(&["cat"]));
+    let mut launch = guest(rig, "id -u; readlink /proc/self/ns/net; cat /proc/self/uid_map");
+    map_users(rig, &mut launch);
+    add(&mut launch, LinuxNamespaceType::Network, Some(&format!("/proc/{}/ns/net", running.pid)));
+    let out = output(&launch);
+    let link = fs::read_link(format!("/proc/{}/ns/net", running.pid)).unwrap();
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words, ["0", link.to_str().unwrap(), "0", "100000", "65536"]);
+    drop(piped);
+    assert_eq!(finish(&running), 0);
+}
+
+fn timed(rig: &Rig, script: &str) -> Launch {
+    let mut launch = rig.sh(script);
+    add(&mut launch, LinuxNamespaceType::Time, None);
+    let offsets = r#"{"monotonic":{"secs":7881,"nanosecs":2718281},"boottime":{"secs":1337}}"#;
+    let offsets = serde_json::from_str(offsets).unwrap();
+    launch.spec.linux_mut().as_mut().unwrap().set_time_offsets(Some(offsets));
+    launch
+}
+
+const OFFSETS: &str = "monotonic 7881 2718281 boottime 1337 0";
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn a_time_namespace_has_its_offsets(rig: &Rig) {
+    let launch = timed(rig, "cat /proc/self/timens_offsets; echo $$; cat /proc/1/comm");
+    assert_eq!(words(&output(&launch)), format!("{OFFSETS} 1 cat"));
+    let mut launch = timed(rig, "cat /proc/self/timens_offsets; id -u");
+    map_users(rig, &mut launch);
+    assert_eq!(words(&output(&launch)), format!("{OFFSETS} 0"));
+}
+
+fn a_time_namespace_is_joined(rig: &Rig) {
+    let mut first = timed(rig, "cat");
+    first.spec.process_mut().as_mut().unwrap().set_args(Some(crate::rig::args(&["cat"])));
+    let (running, piped) = begin(&first);
+    let mut launch = guest(rig, "cat /proc/self/timens_offsets");
+    add(&mut launch, LinuxNamespaceType::Time, Some(&format!("/proc/{}/ns/time", running.pid)));
+    assert_eq!(words(&output(&launch)), OFFSETS);
+    drop(piped);
+    assert_eq!(finish(&running), 0);
+}
+
+fn without_namespaces(rig: &Rig) {
+    let mut launch = rig.sh("cat /etc/passwd | head -1; ls /proc | head -1");
+    let linux = launch.spec.linux_mut().as_mut().unwrap();
+    linux.set_namespaces(Some(Vec::new())).set_masked_paths(None).set_readonly_paths(None);
+    launch.spec.set_mounts(None);
+    let (code, out, err) = crate::rig::run(&launch);
+    assert_eq!((code, out.as_str()), (0, "root:x:0:0:root:/root:/bin/sh\n"), "{err}");
+    assert!(err.contains("/proc: No such file"), "{err}");
+    let mut launch = rig.launch(&["cat"]);
+    let linux = launch.spec.linux_mut().as_mut().unwrap();
+    linux.set_namespaces(Some(Vec::new())).set_masked_paths(None).set_readonly_paths(None);
+    launch.spec.set_mounts(None);
+    let (running, piped) = begin(&launch);
+    for name in ["mnt", "pid", "net", "uts", "ipc", "user", "cgroup", "time"] {
+        let link = |who: &str| fs::read_link(format!("/proc/{who}/ns/{name}")).unwrap();
+        assert_eq!(link(&running.pid.to_string()), link("self"), "{name}");
+    }
+    drop(piped.stdin);
+    assert_eq!((text_of(piped.stdout), text_of(piped.stderr)), (String::new(), String::new()));
+    assert_eq!(finish(&running), 0);
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&rig.id), "no mount is left");
+}
+
+fn a_mount_namespace_is_joined(rig: &Rig) {
+    // A holder of a mount namespace in which the root's directory can be seen.
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let mut write = Some(write);
+    let args = coracle_sys::process::CloneArgs {
+        namespaces: u64::from(libc_newns()),
+        ..coracle_sys::process::CloneArgs::default()
+    };
+    let holder = coracle_sys::process::clone_child(&args, || {
+        drop(write.take());
+        let private =
+            rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+        rustix::io::read(&read, &mut [0; 1]).unwrap();
+        coracle_sys::process::exit_now(0);
+    })
+    .unwrap();
+    let path = format!("/proc/{}/ns/mnt", holder.pid);
+    let expected = fs::read_link(&path).unwrap().display().to_string();
+    let mut launch = rig.sh("readlink /proc/self/ns/mnt; ls /tmp");
+    add(&mut launch, LinuxNamespaceType::Mount, Some(&path));
+    assert_eq!(output(&launch), format!("{expected}\n"));
+    drop(write);
+    assert_eq!(coracle_sys::process::wait_pidfd(holder.pidfd.unwrap().as_fd()).unwrap(), 0);
+}
+
+fn libc_newns() -> u32 {
+    rustix::thread::UnshareFlags::NEWNS.bits()
+}
+
+fn without_pivot(rig: &Rig) {
+    let launch = rig.sh("ls /; grep -c ' - proc ' /proc/self/mountinfo");
+    let (stdio, piped) = pipes();
+    let options = StartOptions { no_pivot: true, ..StartOptions::default() };
+    let running = start(&launch, stdio, options).unwrap();
+    assert!(running.warnings.iter().any(|warning| warning.contains("pivot_root")));
+    let out = text_of(piped.stdout);
+    assert_eq!(finish(&running), 0);
+    // The container's own, and those paths of it that are masked or read-only.
+    let count = out.lines().last().unwrap();
+    let pivoted = output(&launch);
+    assert_eq!(Some(count), pivoted.lines().last(), "{out}");
+}
+
+fn propagation_of_the_root(rig: &Rig) {
+    for (asked, found) in [("shared", true), ("private", false), ("slave", false)] {
+        let mut launch = rig.sh("head -1 /proc/self/mountinfo");
+        launch.spec.linux_mut().as_mut().unwrap().set_rootfs_propagation(Some(asked.into()));
+        assert_eq!(output(&launch).contains("shared:"), found, "{asked}");
+    }
+    let mut launch = rig.sh("true");
+    launch.spec.linux_mut().as_mut().unwrap().set_rootfs_propagation(Some("odd".into()));
+    assert!(chain(&failure(&launch)).contains("linux.rootfsPropagation"));
+}
 
 fn names_and_sysctls_are_set(rig: &Rig) {
     let mut launch = rig.sh("hostname; cat /proc/sys/kernel/domainname /proc/sys/net/ipv4/ping_group_range");
