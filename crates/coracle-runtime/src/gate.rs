@@ -39,6 +39,8 @@ pub(crate) struct Departure<'a> {
     pub(crate) gate: Gate,
     /// It outlives its starter.
     pub(crate) detached: bool,
+    /// Descriptors from 3 on that are the program's.
+    pub(crate) preserve_fds: u32,
     /// It is in a user namespace of its own: user 0 in there is not the host's.
     pub(crate) is_mapped: bool,
     /// Hooks that run last, in the container.
@@ -79,6 +81,7 @@ impl Departure<'_> {
                 self.let_go()?;
                 let creator = channel.peer_uid();
                 channel.detached();
+                self.close_the_rest(listener)?;
                 let opener = self.wait_for_opener(listener, creator);
                 if self.hooks.is_none() {
                     // Now, because a filter may forbid to say it later.
@@ -106,6 +109,14 @@ impl Departure<'_> {
         hooks.run(env)?;
         channel.executing();
         Ok(())
+    }
+
+    /// Who waits for a long time must not hold what he does not need: directories of the host, terminals, whatever
+    /// the caller has left open. Nothing of it is used any more, and nothing is going to be dropped in this
+    /// process.
+    fn close_the_rest(&self, listener: &OwnedFd) -> Result<(), LaunchError> {
+        process::close_all_but(3 + self.preserve_fds, listener.as_fd())
+            .map_err(|error| LaunchError::step("close descriptors", error))
     }
 
     /// From here on the death of whoever started it is nothing to this process.

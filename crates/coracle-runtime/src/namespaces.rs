@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) mounts: Mounts,
     /// The network namespace is a new one.
     pub(crate) new_network: bool,
+    /// The network namespace that is joined is the caller's.
+    pub(crate) joins_own_network: bool,
     /// A cgroup namespace is made once the cgroups are joined.
     pub(crate) new_cgroup: bool,
 }
@@ -86,7 +88,11 @@ impl Plan {
             }
             seen |= kind;
             match namespace.path() {
-                Some(path) if !path.as_os_str().is_empty() => plan.join(kind, open_namespace(path, kind)?),
+                Some(path) if !path.as_os_str().is_empty() => {
+                    let fd = open_namespace(path, kind)?;
+                    plan.joins_own_network |= kind == libc::CLONE_NEWNET && is_own_network(&fd)?;
+                    plan.join(kind, fd);
+                }
                 _ => plan.make(kind, linux)?,
             }
         }
@@ -197,6 +203,13 @@ impl Plan {
 
 pub(crate) fn cannot_join(kind: i32, error: io::Error) -> LaunchError {
     LaunchError::step(format!("join a {} namespace", kind_name(kind)), error)
+}
+
+fn is_own_network(fd: &OwnedFd) -> Result<bool, LaunchError> {
+    let cannot = |error| LaunchError::step("look at a network namespace", error);
+    let (theirs, own) = (rustix::fs::fstat(fd), rustix::fs::stat("/proc/self/ns/net"));
+    let (theirs, own) = (theirs.map_err(cannot)?, own.map_err(cannot)?);
+    Ok((theirs.st_dev, theirs.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// The lines of `timens_offsets`.

@@ -5,7 +5,7 @@
 //! | of its own | over `/`; with hooks, which look for it, where it is on the host | `pivot_root`, the rest is detached |
 //! | of its own, [`StartOptions::no_pivot`] | over `/` | `chroot`, after every procfs and sysfs of the host was taken away |
 //! | joined by its path | where it is on the host | `chroot`: a pivot would move everybody who is in there |
-//! | the caller's | not at all: the directory itself | `chroot` |
+//! | the caller's | where it is on the host, and stays there: whoever asks for that takes it away | `chroot` |
 //!
 //! Invariant: in a mount namespace of its own nothing that is mounted in the container is seen outside, unless
 //! `rootfsPropagation` asks for it. Source: OCI runtime-spec 1.3 `config-linux.md#rootfs-mount-propagation`;
@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::mount::{self, Attributes};
 use oci_spec::runtime::Spec;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
@@ -38,22 +37,23 @@ pub(crate) enum Entry {
     Over(Vec<PathBuf>),
     /// For this process only: a mount in a namespace that others are in.
     Chroot,
-    /// For this process only: a directory of the host, on which nothing is mounted for it.
-    Directory,
 }
 
-/// The root as a detached mount, or in the caller's mount namespace the directory itself.
-pub(crate) fn open(root: &Root, entry: &Entry) -> Result<OwnedFd, LaunchError> {
-    let cannot = |path: &Path, error| LaunchError::step(format!("open the root {}", path.display()), error);
-    match (root, entry) {
-        (Root::Path(path), Entry::Directory) => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| cannot(path, error.into()))
-        }
-        (Root::Path(path), _) => mount::clone_path(path, true).map_err(|error| cannot(path, error)),
-        (Root::Layered(layered), _) => {
-            layered.mount().map_err(|error| LaunchError::step("mount the root", error))
-        }
+/// The root as a detached mount.
+pub(crate) fn open(root: &Root) -> Result<OwnedFd, LaunchError> {
+    match root {
+        Root::Path(path) => mount::clone_path(path, true)
+            .map_err(|error| LaunchError::step(format!("open the root {}", path.display()), error)),
+        Root::Layered(layered) => layered.mount().map_err(|error| LaunchError::step("mount the root", error)),
+    }
+}
+
+/// Takes the root of a container that was not started away from the caller's mounts.
+pub(crate) fn take_back(path: &Path) -> rustix::io::Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH) {
+        // It did not come to that.
+        Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn enter(spec: &Spec, root: BorrowedFd<'_>, entry: &Entry) -> Result<
             change_root(root).map_err(|error| cannot(error.into()))?;
         }
         // The propagation of mounts that are not the container's own is not its business.
-        Entry::Chroot | Entry::Directory => return change_root(root).map_err(|error| cannot(error.into())),
+        Entry::Chroot => return change_root(root).map_err(|error| cannot(error.into())),
     }
     let Some((flag, recursive)) = propagation_of(spec)? else { return Ok(()) };
     let change = Attributes { propagation: flag, ..Attributes::default() };

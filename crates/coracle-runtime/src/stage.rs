@@ -47,16 +47,16 @@ pub(crate) struct Stage<'a> {
 
 /// What of the host a container is made of.
 pub(crate) struct Host {
-    /// The root: a detached mount, or in the caller's mount namespace a directory.
+    /// The root, a detached mount.
     pub(crate) root: OwnedFd,
     /// What is mounted from elsewhere.
     pub(crate) sources: Sources,
 }
 
 impl Host {
-    pub(crate) fn open(launch: &Launch, entry: &Entry) -> Result<Self, LaunchError> {
+    pub(crate) fn open(launch: &Launch) -> Result<Self, LaunchError> {
         let sources = Sources::open(&launch.spec, &launch.root)?;
-        Ok(Self { root: root::open(&launch.root, entry)?, sources })
+        Ok(Self { root: root::open(&launch.root)?, sources })
     }
 }
 
@@ -71,7 +71,7 @@ impl Stage<'_> {
         self.become_root(channel)?;
         let Host { root, sources } = match self.host.take() {
             Some(host) => host,
-            None => Host::open(self.launch, &self.entry)?,
+            None => Host::open(self.launch)?,
         };
         self.isolate()?;
         self.attach(root.as_fd())?;
@@ -143,8 +143,10 @@ impl Stage<'_> {
         let spec = &self.launch.spec;
         match (&self.plan.mounts, &self.launch.root) {
             (Mounts::New, _) => root::attach(spec, root, self.place_of_root()),
-            (Mounts::Joined(_), Root::Path(path)) => root::attach_detached(spec, root, path),
-            (Mounts::Joined(_), Root::Layered(_)) | (Mounts::Caller, _) => Ok(()),
+            (Mounts::Joined(_) | Mounts::Caller, Root::Path(path)) => root::attach_detached(spec, root, path),
+            (Mounts::Joined(_) | Mounts::Caller, Root::Layered(_)) => {
+                Err(LaunchError::unsupported("an image's root outside of a mount namespace of its own"))
+            }
         }
     }
 
@@ -218,8 +220,10 @@ impl Stage<'_> {
             }
         };
         for (name, value) in sysctls {
+            let name = &dotted(name);
             self.check_sysctl(name, value)?;
-            let path = format!("sys/{}", name.replace('.', "/"));
+            // What is no separator stands for a dot in a name: an interface `eth0.5`.
+            let path = format!("sys/{}", swapped(name));
             let cannot = |error| LaunchError::step(format!("set the sysctl {name} to {value}"), error);
             let file = mount::open_in_root_without_links(proc.as_fd(), Path::new(&path), OFlags::WRONLY)
                 .map_err(cannot)?;
@@ -241,7 +245,7 @@ impl Stage<'_> {
             "kernel.shm_rmid_forced",
         ];
         let kind = match name {
-            _ if name.contains(['\n', '/']) || name.contains("..") || value.contains('\n') => None,
+            _ if name.contains('\n') || swapped(name).contains("..") || value.contains('\n') => None,
             _ if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
             _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
             "kernel.domainname" => Some(LinuxNamespaceType::Uts),
@@ -253,7 +257,9 @@ impl Stage<'_> {
             return Err(LaunchError::spec(field(), "the configuration has the field hostname for it"));
         }
         let kind = kind.ok_or_else(|| LaunchError::spec(field(), "it does not belong to a container"))?;
-        if has_namespace(&self.launch.spec, kind) {
+        let is_own = has_namespace(&self.launch.spec, kind)
+            && (kind != LinuxNamespaceType::Network || !self.plan.joins_own_network);
+        if is_own {
             Ok(())
         } else {
             Err(LaunchError::spec(field(), format!("the container has no {kind} namespace of its own")))
@@ -288,6 +294,24 @@ impl Stage<'_> {
         }
         Ok(())
     }
+}
+
+/// A parameter's name with dots between its parts: the first separator tells which of the two it is written with.
+fn dotted(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name.get(at..).is_some_and(|rest| rest.starts_with('/')) => swapped(name),
+        _ => name.to_owned(),
+    }
+}
+
+/// Dots and slashes in each other's places.
+fn swapped(name: &str) -> String {
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    name.chars().map(swap).collect()
 }
 
 fn require_uts(spec: &Spec, field: &str) -> Result<(), LaunchError> {
@@ -347,4 +371,17 @@ pub(crate) fn place_streams(
     rustix::stdio::dup2_stdin(&stdin).map_err(cannot)?;
     rustix::stdio::dup2_stdout(&stdout).map_err(cannot)?;
     rustix::stdio::dup2_stderr(&stderr).map_err(cannot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_may_be_written_with_slashes() {
+        assert_eq!(dotted("net/ipv4/conf/eno2.100/rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        assert_eq!(dotted("net.ipv4.conf.eno2/100.rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        assert_eq!(swapped("net.ipv4.conf.eno2/100.rp_filter"), "net/ipv4/conf/eno2.100/rp_filter");
+        assert_eq!(dotted("odd"), "odd");
+    }
 }

@@ -34,7 +34,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     let mut plan = Plan::of(&launch.spec)?;
     plan.take(options.netns, options.userns);
     let entry = entry(launch, &plan, options.no_pivot)?;
-    let host = if may_open(&plan) { Some(Host::open(launch, &entry)?) } else { None };
+    let host = if may_open(&plan) { Some(Host::open(launch)?) } else { None };
     let program_options = ProgramOptions {
         init: launch.init,
         create_cwd: launch.create_cwd,
@@ -52,6 +52,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     let departure = Departure {
         gate: options.gate,
         detached: options.detached,
+        preserve_fds: options.preserve_fds,
         is_mapped: plan.is_mapped(),
         hooks: hooks::has_any(hooks, &[HookPoint::StartContainer]).then(|| StartHooks {
             spec: &launch.spec,
@@ -59,6 +60,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             bundle: options.bundle.clone(),
         }),
     };
+    let is_on_host = matches!(plan.mounts, Mounts::Caller);
     let stage = Stage {
         launch,
         bundle: options.bundle,
@@ -77,10 +79,11 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
             Ok(Running { pid, pidfd, start_ticks, terminal, cgroup, mount_namespace, warnings, gate })
         }
         Err(error) => {
-            tolerate(
-                cgroup.remove(),
-                "the first failure is the one to report; the next start finds the cgroup",
-            );
+            let why = "the first failure is the one to report; the next start finds the cgroup";
+            tolerate(cgroup.remove(), why);
+            if let (true, Root::Path(path)) = (is_on_host, &launch.root) {
+                tolerate(root::take_back(path), why);
+            }
             Err(error)
         }
     }
@@ -91,8 +94,7 @@ fn entry(launch: &Launch, plan: &Plan, no_pivot: bool) -> Result<Entry, LaunchEr
     match (&plan.mounts, &launch.root) {
         (Mounts::New, _) if no_pivot => Ok(Entry::Over(root::kernel_mounts()?)),
         (Mounts::New, _) => Ok(Entry::Pivot),
-        (Mounts::Joined(_), Root::Path(_)) => Ok(Entry::Chroot),
-        (Mounts::Caller, Root::Path(_)) => Ok(Entry::Directory),
+        (_, Root::Path(_)) => Ok(Entry::Chroot),
         (_, Root::Layered(_)) => {
             Err(LaunchError::unsupported("an image's root outside of a mount namespace of its own"))
         }

@@ -296,9 +296,25 @@ pub fn close_from(first: u32) -> io::Result<()> {
     close_range(first, 0)
 }
 
+/// As [`close_from`], but for one.
+///
+/// # Errors
+/// What the kernel says (Linux 5.9).
+pub fn close_all_but(first: u32, keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd().cast_unsigned();
+    if first < keep {
+        close_between(first, keep - 1, 0)?;
+    }
+    close_range(first.max(keep + 1), 0)
+}
+
 fn close_range(first: u32, flags: libc::c_uint) -> io::Result<()> {
+    close_between(first, u32::MAX, flags)
+}
+
+fn close_between(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: marks or closes descriptors; callers are told that owners in this process lose theirs.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

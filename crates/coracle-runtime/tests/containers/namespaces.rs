@@ -179,8 +179,14 @@ fn without_namespaces(rig: &Rig) {
     drop(piped.stdin);
     assert_eq!((text_of(piped.stdout), text_of(piped.stderr)), (String::new(), String::new()));
     assert_eq!(finish(&running), 0);
+    // The caller's mounts are the container's, and both of these have put the root there.
+    for _ in 0..2 {
+        rustix::mount::unmount(rig.root(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    launch.spec.process_mut().as_mut().unwrap().set_args(Some(vec!["no-such".into()]));
+    failure(&launch);
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&rig.id), "no mount is left");
+    assert!(!mounts.contains(&rig.id), "no mount is left of a start that failed: {mounts}");
 }
 
 fn a_mount_namespace_is_joined(rig: &Rig) {
