@@ -20,6 +20,7 @@ mod attacks;
 mod cli;
 mod compat;
 mod containers;
+mod engines;
 mod exec;
 mod faults;
 mod images;

@@ -54,7 +54,8 @@ fn run(args: &[String]) -> Result<(), TaskError> {
 }
 
 fn setup() -> Result<(), TaskError> {
-    packages::ensure(&[packages::BUILD, packages::CROSS, packages::IMAGES, packages::TESTS, packages::DEMO])
+    packages::ensure(&[packages::BUILD, packages::CROSS, packages::IMAGES, packages::TESTS, packages::DEMO])?;
+    packages::ensure(&[packages::ENGINES])
 }
 
 fn images() -> Result<(), TaskError> {

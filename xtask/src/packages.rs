@@ -49,6 +49,15 @@ pub const TESTS: &[Tool] = &[
     tool("mkfs.erofs", "erofs-utils"),
 ];
 
+/// Engines that run their containers on ours in tests.
+pub const ENGINES: &[Tool] = &[
+    tool("dockerd", "docker.io"),
+    tool("ctr", "containerd"),
+    tool("podman", "podman"),
+    tool("conmon", "conmon"),
+    tool("script", "bsdutils"),
+];
+
 /// Runs tests in a virtual machine: cgroup v2 alone, and an older kernel.
 pub const MACHINE: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86"),

@@ -1,7 +1,6 @@
 //! A bundle and what is done with it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +9,6 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 use serde_json::{Value, json};
-use xtask::shell;
 
 use crate::sandbox::{Outcome, Sandbox, cgroups_named};
 
@@ -30,7 +28,9 @@ impl Bundle {
     pub(super) fn new(args: &[&str]) -> Option<Self> {
         let sandbox = Sandbox::new()?;
         let dir = sandbox.files.join("bundle");
-        busybox_root(&dir.join("rootfs"));
+        let root = dir.join("rootfs");
+        fs::create_dir_all(&root).unwrap();
+        tar::Archive::new(xtask::image::busybox_tar().unwrap().as_slice()).unpack(root).unwrap();
         let prefix = sandbox.run.file_name().unwrap().to_string_lossy().into_owned();
         let bundle = Self { sandbox, dir, prefix, commands: AtomicU32::new(0) };
         bundle.oci(&["spec", "--bundle", bundle.dir.to_str().unwrap()]).ok();
@@ -155,21 +155,6 @@ impl Drop for Bundle {
                 .ok();
         }
     }
-}
-
-/// A root file system with busybox and nothing else.
-fn busybox_root(root: &Path) {
-    for dir in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
-        fs::create_dir_all(root.join(dir)).unwrap();
-    }
-    let busybox = shell::find("busybox").unwrap();
-    fs::copy(&busybox, root.join("bin/busybox")).unwrap();
-    let applets = shell::stdout(shell::command(&busybox).arg("--list")).unwrap();
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
-        symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n")
-        .unwrap();
 }
 
 pub(super) fn open(pid: i32) -> Option<std::os::fd::OwnedFd> {

@@ -109,7 +109,7 @@ fn exec_runs_what_it_is_told_as_it_is_told() {
     assert_eq!(exec(&["-e", "A=1", "--env", "B=2", id, "sh", "-c", "echo $A$B$TERM"]).ok(), "12xterm");
     assert_eq!(exec(&["--user", "1000:1001", id, "id", "-u"]).ok(), "1000");
     assert_eq!(exec(&["-u", "1000:1001", "-g", "100", "-g", "65534", id, "id", "-G"]).ok(), "1001 100 65534");
-    assert_eq!(exec(&["-u", "1000", id, "sh", "-c", "echo $HOME"]).ok(), "/tmp");
+    assert_eq!(exec(&["-u", "1000", id, "sh", "-c", "echo $HOME"]).ok(), "/home");
     let effective = |args: &[&str]| {
         let tail = [id.as_str(), "grep", "CapEff", "/proc/self/status"];
         let all: Vec<&str> = args.iter().chain(&tail).copied().collect();
@@ -293,9 +293,28 @@ fn hooks_run_in_their_order_with_the_state_on_their_input() {
     assert_eq!(brief, expected);
     assert!(seen.iter().all(|(_, state)| state["id"] == *id && state["bundle"] == bundle.path()));
 
+    // They run where the bundle is, and what asks for the state meanwhile is told the truth.
+    let coracle = bundle.command(&[]).get_program().to_string_lossy().into_owned();
+    let script = format!(
+        "pwd > {0}; {coracle} oci --root {1}/oci state {id} >> {0}",
+        log.display(),
+        bundle.sandbox.run.display()
+    );
+    bundle.change(|config| {
+        config["hooks"] = json!({"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", script]}], "poststop": hook("poststop")});
+    });
+    bundle.oci(&["run", "--bundle", bundle.path(), id]).ok();
+    let text = fs::read_to_string(&log).unwrap();
+    let (cwd, state) = text.split_once('\n').unwrap();
+    assert_eq!(cwd, bundle.path());
+    assert!(state.contains("\"status\": \"creating\""), "{state}");
+
     // One that fails ends the creation; what there was is taken away and told so.
     fs::remove_file(&log).unwrap();
-    bundle.change(|config| config["hooks"]["createRuntime"] = json!([{"path": "/bin/false"}]));
+    bundle.change(|config| {
+        config["hooks"]["prestart"] = hook("prestart");
+        config["hooks"]["createRuntime"] = json!([{"path": "/bin/false"}]);
+    });
     bundle.oci(&["create", "-b", bundle.path(), id]).fails(1, &["createRuntime"]);
     bundle.assert_gone(id);
     let text = fs::read_to_string(&log).unwrap();

@@ -45,12 +45,13 @@ impl Bundle {
     }
 }
 
-/// Reads the bundle in a directory. Relative paths of the configuration are taken from there.
+/// Reads the bundle in a directory, with another configuration than its `config.json` if one is named. Relative paths
+/// of the configuration are taken from there.
 ///
 /// # Errors
-/// There is no valid `config.json`.
-pub fn load(bundle: &Path, id: &str) -> Result<Bundle, LaunchError> {
-    let file = bundle.join("config.json");
+/// There is no valid configuration.
+pub fn load(bundle: &Path, config: Option<&Path>, id: &str) -> Result<Bundle, LaunchError> {
+    let file = bundle.join(config.unwrap_or(Path::new("config.json")));
     let cannot = |error: io::Error| LaunchError::step(format!("read {}", file.display()), error);
     let text = read(&file).map_err(cannot)?;
     let mut warnings = Vec::new();
@@ -355,7 +356,7 @@ mod tests {
         let mut value = valid();
         value["mounts"] = json!([{"destination": "/data", "type": "bind", "source": "data"}]);
         std::fs::write(dir.join("config.json"), value.to_string()).unwrap();
-        let bundle = load(&dir, "x").unwrap();
+        let bundle = load(&dir, None, "x").unwrap();
         let dir = std::fs::canonicalize(&dir).unwrap();
         assert_eq!(bundle.rootfs(), dir.join("rootfs"));
         let source = bundle.launch.spec.mounts().as_ref().unwrap()[0].source().clone();

@@ -19,16 +19,19 @@ use oci_spec::runtime::Process;
 
 use super::attach::{self, HostTerminal};
 use super::config::{self, Bundle};
-use super::state::{self, CONFIG, Lock, Phase, Record, SOCKET};
+use super::state::{self, Lock, Phase, Record, SOCKET};
 use super::{Container, Containers, OciError};
 use crate::cgroup::{Driver, Location};
 use crate::{Gate, LaunchError, Running, StartOptions, Stdio, start};
 
-/// What concerns one `create` or `run`.
+/// What concerns one `create` or `run`. Paths but `config` are absolute, or taken from the working directory, which is
+/// the bundle's while hooks run.
 #[derive(Debug, Default)]
 pub struct CreateOptions {
     /// The bundle's directory.
     pub bundle: PathBuf,
+    /// Another configuration than the bundle's `config.json`, relative to the bundle.
+    pub config: Option<PathBuf>,
     /// A file for the process id.
     pub pid_file: Option<PathBuf>,
     /// A socket for the master end of the container's terminal.
@@ -104,7 +107,7 @@ impl Containers {
     /// Everything that can be refused before anything exists.
     fn read(&self, id: &str, options: &CreateOptions) -> Result<Bundle, OciError> {
         self.dir(id)?;
-        let mut bundle = config::load(&options.bundle, id)?;
+        let mut bundle = config::load(&options.bundle, options.config.as_deref(), id)?;
         check_descriptors(options.preserve_fds)?;
         if let Some(process) = bundle.launch.spec.process_mut().as_mut().filter(|_| !options.env.is_empty()) {
             let mut env = process.env().clone().unwrap_or_default();
@@ -177,13 +180,13 @@ impl Making {
         let path = bundle.launch.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
         let cgroup = Location::resolve(path, id, options.driver)?;
         let record = Record::new(id, &bundle.launch.spec, &bundle.dir, bundle.rootfs(), cgroup);
-        let (dir, lock) = containers.claim(id)?;
-        let config = dir.join(CONFIG);
-        let written = state::write_file(&config, &bundle.text)
-            .map_err(|error| OciError::io("write", &config, error))
-            .and_then(|()| state::write_record(&dir, &record));
-        if let Err(error) = written {
-            crate::error::tolerate(fs::remove_dir_all(&dir), "the first failure is the one to report");
+        // Hooks of runtimes run where the bundle is. Every path of ours is absolute by now.
+        if bundle.launch.spec.hooks().is_some() {
+            rustix::process::chdir(&bundle.dir).map_err(|e| OciError::io("enter", &bundle.dir, e))?;
+        }
+        let (dir, lock) = containers.claim(id, &bundle.text)?;
+        if let Err(error) = state::write_record(&dir, &record) {
+            crate::error::tolerate(state::remove(&dir), "the first failure is the one to report");
             return Err(error);
         }
         let warnings = std::mem::take(&mut bundle.warnings);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 
-use super::state::{self, CONFIG, Lock, Phase};
+use super::state::{self, Lock, Phase};
 use super::{Container, Containers, Done, OciError, Status, process};
 use crate::cgroup::{Cgroup, Driver, Location};
 use crate::hooks::{self, ContainerState, HookPoint, run_hooks};
@@ -33,7 +33,7 @@ impl Container {
     pub fn start(&mut self) -> Result<Done, OciError> {
         let lock = self.lock()?;
         self.reread()?;
-        match self.status()? {
+        match self.status_under_lock()? {
             Status::Created => {}
             Status::Stopped => return Err(OciError::state("cannot start a container that has stopped")),
             Status::Running => return Err(OciError::state("cannot start an already running container")),
@@ -223,14 +223,14 @@ impl Containers {
         if force {
             self.interrupt_creator(id)?;
         }
-        let lock = match state::lock(&dir, id) {
+        let mut lock = match state::lock(&dir, id) {
             Err(OciError::NotExist { .. }) if force => return Ok(done),
             other => other?,
         };
         match self.get(id) {
             Ok(container) => {
                 if !force {
-                    match container.status()? {
+                    match container.status_under_lock()? {
                         Status::Stopped | Status::Created => {}
                         other => {
                             let word = other.word();
@@ -248,7 +248,9 @@ impl Containers {
                     return Err(OciError::NotExist { id: id.to_owned() });
                 }
             }
-            Err(OciError::Damaged { .. }) if force => self.remove_damaged(id, &mut done.warnings)?,
+            Err(OciError::Damaged { .. }) if force => {
+                self.remove_damaged(id, &mut lock, &mut done.warnings)?;
+            }
             Err(error) => return Err(error),
         }
         Ok(done)
@@ -260,7 +262,7 @@ impl Containers {
         let dir = self.dir(id)?;
         for _ in 0..GIVE_UP_ROUNDS_MAX {
             let Ok(container) = self.get(id) else { return Ok(()) };
-            if container.record.phase != Phase::Creating || state::try_lock(&dir)?.is_some() {
+            if container.record.phase != Phase::Creating || !state::is_locked(&dir)? {
                 return Ok(());
             }
             let killed = container.cgroup().and_then(|cgroup| Ok(cgroup.kill_all()?));
@@ -271,10 +273,9 @@ impl Containers {
     }
 
     /// The state cannot be read: what it said is concluded from the configuration beside it, for both drivers.
-    fn remove_damaged(&self, id: &str, warnings: &mut Vec<String>) -> Result<(), OciError> {
+    fn remove_damaged(&self, id: &str, lock: &mut Lock, warnings: &mut Vec<String>) -> Result<(), OciError> {
         let dir = self.dir(id)?;
-        let spec =
-            state::read(&dir.join(CONFIG)).ok().and_then(|text| super::config::parse(&text, warnings).ok());
+        let spec = lock.config().ok().and_then(|text| super::config::parse(&text, warnings).ok());
         let path = spec.as_ref().and_then(|s| s.linux().as_ref()).and_then(|l| l.cgroups_path().as_deref());
         for driver in [Driver::Cgroupfs, Driver::Systemd] {
             let Ok(location) = Location::resolve(path, id, driver) else { continue };

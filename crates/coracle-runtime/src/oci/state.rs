@@ -1,8 +1,9 @@
 //! What is known of a container between two commands.
 //!
 //! ```text
-//! <root>/<id>/            0700; its `flock` is the container's lock, its existence the claim on the id
-//!   config.json           the configuration as it was given; written before state.json, never changed
+//! <root>/<id>/            0700; its existence is the claim on the id
+//!   config.json           the configuration as it was given; written before state.json, never changed; the record
+//!                         lock (fcntl) on it is the container's lock
 //!   state.json            [`Record`]; replaced atomically; 0600
 //!   start.sock            where a created container waits for `start`
 //! ```
@@ -24,15 +25,15 @@
 //! Source: OCI `runtime.md#state`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Spec};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -163,17 +164,19 @@ pub struct Container {
     pub(super) record: Record,
 }
 
-/// A held lock on one container. Given back explicitly: a process that waits at the gate has a copy of the
-/// descriptor, and a lock lives as long as any copy does.
+/// A held lock on one container.
+///
+/// A record lock belongs to the process that took it. One that belongs to a descriptor (`flock`) would live on in
+/// the container's first process, which has copies of all descriptors, when its creator is killed.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        crate::error::tolerate(
-            flock(&self.0, FlockOperation::Unlock),
-            "the kernel gives it back with the file",
-        );
+impl Lock {
+    /// The configuration, which nobody else may open in the meantime: closing another descriptor of the file in the
+    /// same process would give the lock back.
+    pub(super) fn config(&mut self) -> io::Result<Vec<u8>> {
+        self.0.rewind()?;
+        read_from(&mut self.0)
     }
 }
 
@@ -189,8 +192,8 @@ impl Containers {
         Ok(self.root.join(id))
     }
 
-    /// Claims an id; exactly one of several does.
-    pub(super) fn claim(&self, id: &str) -> Result<(PathBuf, Lock), OciError> {
+    /// Claims an id for a configuration; exactly one of several does.
+    pub(super) fn claim(&self, id: &str, text: &[u8]) -> Result<(PathBuf, Lock), OciError> {
         let dir = self.dir(id)?;
         let private = || {
             let mut builder = fs::DirBuilder::new();
@@ -213,9 +216,23 @@ impl Containers {
             Err(error) => return Err(OciError::io("create", &dir, error)),
         }
         // A `delete --force` may have come between: then the directory is its, and gone.
-        match try_lock(&dir)? {
-            Some(lock) => Ok((dir, lock)),
-            None => Err(OciError::NotExist { id: id.to_owned() }),
+        let config = dir.join(CONFIG);
+        let gone = || OciError::NotExist { id: id.to_owned() };
+        let mut lock = match open(&config, OpenOptions::new().create_new(true)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {
+                return Err(gone());
+            }
+            other => other.map_err(|error| OciError::io("create", &config, error))?,
+        };
+        if !take(&lock, &config)? {
+            return Err(gone());
+        }
+        match lock.write_all(text) {
+            Ok(()) => Ok((dir, Lock(lock))),
+            Err(error) => {
+                crate::error::tolerate(remove(&dir), "the first failure is the one to report");
+                Err(OciError::io("write", &config, error))
+            }
         }
     }
 
@@ -319,11 +336,15 @@ impl Container {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn status(&self) -> Result<Status, OciError> {
-        let record = &self.record;
-        if record.phase == Phase::Creating {
-            let held = try_lock(&self.dir)?.is_none();
-            return Ok(if held { Status::Creating } else { Status::Stopped });
+        if self.record.phase == Phase::Creating && is_locked(&self.dir)? {
+            return Ok(Status::Creating);
         }
+        self.status_under_lock()
+    }
+
+    /// The same for whoever holds the lock, or knows that nobody does.
+    pub(super) fn status_under_lock(&self) -> Result<Status, OciError> {
+        let record = &self.record;
         if !process::is_alive(record.pid, record.start_ticks) {
             return Ok(Status::Stopped);
         }
@@ -379,16 +400,20 @@ pub(super) const SOCKET: &str = "start.sock";
 const STATE: &str = "state.json";
 pub(super) const CONFIG: &str = "config.json";
 
-/// Takes the lock of a container's directory, waiting for it with a bound. `NotExist` if the directory is gone by
-/// then.
+/// Takes the lock of a container, waiting for it with a bound. `NotExist` if its directory is gone by then.
 pub(super) fn lock(dir: &Path, id: &str) -> Result<Lock, OciError> {
+    let config = dir.join(CONFIG);
     let until = coracle_base::time::monotonic() + LOCK_WAIT;
     loop {
-        if !dir.is_dir() {
-            return Err(OciError::NotExist { id: id.to_owned() });
-        }
-        if let Some(lock) = try_lock(dir)? {
-            return Ok(lock);
+        // A claim need not have come to its file.
+        let file = match open(&config, OpenOptions::new().create(true).truncate(false)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(OciError::NotExist { id: id.to_owned() });
+            }
+            other => other.map_err(|error| OciError::io("open", &config, error))?,
+        };
+        if take(&file, &config)? {
+            return Ok(Lock(file));
         }
         if coracle_base::time::monotonic() >= until {
             return Err(OciError::Busy { id: id.to_owned() });
@@ -397,23 +422,30 @@ pub(super) fn lock(dir: &Path, id: &str) -> Result<Lock, OciError> {
     }
 }
 
-/// The lock, if nobody holds it and the directory is still the one at its path.
-pub(super) fn try_lock(dir: &Path) -> Result<Option<Lock>, OciError> {
-    let cannot = |error: io::Error| OciError::io("lock", dir, error);
-    let file = match File::open(dir) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(cannot(error)),
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+/// Whether another process holds the lock of a container. Not to be asked by whoever holds it.
+pub(super) fn is_locked(dir: &Path) -> Result<bool, OciError> {
+    let config = dir.join(CONFIG);
+    match open(&config, &mut OpenOptions::new()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => Ok(!take(&other.map_err(|error| OciError::io("open", &config, error))?, &config)?),
+    }
+}
+
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.read(true).write(true).mode(0o600).open(path)
+}
+
+/// Whether the lock could be had, and is that of the file at its path.
+fn take(file: &File, path: &Path) -> Result<bool, OciError> {
+    let cannot = |error: io::Error| OciError::io("lock", path, error);
+    match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(Errno::WOULDBLOCK | Errno::ACCESS) => return Ok(false),
         Err(error) => return Err(cannot(error.into())),
     }
-    let lock = Lock(file);
     let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    let locked = lock.0.metadata().map(inode).map_err(cannot)?;
-    Ok((fs::metadata(dir).map(inode).ok() == Some(locked)).then_some(lock))
+    let locked = file.metadata().map(inode).map_err(cannot)?;
+    Ok(fs::metadata(path).map(inode).ok() == Some(locked))
 }
 
 fn read_record(dir: &Path, id: &str) -> Result<Record, OciError> {
@@ -434,8 +466,12 @@ fn read_record(dir: &Path, id: &str) -> Result<Record, OciError> {
 
 /// Reads a whole file of at most [`STATE_BYTES_MAX`] bytes.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_from(&mut File::open(path)?)
+}
+
+fn read_from(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(STATE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    file.take(STATE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > STATE_BYTES_MAX {
         return Err(io::Error::other(format!("it is larger than {STATE_BYTES_MAX} bytes")));
     }
@@ -451,8 +487,8 @@ pub(super) fn write_record(dir: &Path, record: &Record) -> Result<(), OciError> 
     write_file(&beside, &bytes).and_then(|()| fs::rename(&beside, &file)).map_err(cannot)
 }
 
-pub(super) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 /// Removes a container's directory. Usually it holds what is removed by name here, which spares looking into it.
@@ -514,8 +550,9 @@ mod tests {
     fn of_many_claims_on_one_id_exactly_one_succeeds() {
         let root = scratch("claim");
         let won: Vec<bool> = std::thread::scope(|scope| {
-            let all: Vec<_> =
-                (0..20).map(|_| scope.spawn(|| Containers::new(root.clone()).claim("x").is_ok())).collect();
+            let all: Vec<_> = (0..20)
+                .map(|_| scope.spawn(|| Containers::new(root.clone()).claim("x", b"{}").is_ok()))
+                .collect();
             all.into_iter().map(|one| one.join().unwrap()).collect()
         });
         assert_eq!(won.iter().filter(|won| **won).count(), 1);
@@ -524,16 +561,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_creating_only_while_its_creator_lives() {
+    fn a_container_whose_creator_is_gone_has_stopped() {
         let root = scratch("phase");
         let containers = Containers::new(root.clone());
-        let (dir, lock) = containers.claim("x").unwrap();
+        let (dir, lock) = containers.claim("x", b"{}").unwrap();
         assert!(matches!(containers.get("x"), Err(OciError::NotExist { .. })), "no record yet");
         write_record(&dir, &record("x")).unwrap();
-        let container = containers.get("x").unwrap();
-        assert_eq!(container.status().unwrap(), Status::Creating);
         drop(lock);
-        assert_eq!(container.status().unwrap(), Status::Stopped);
+        assert_eq!(containers.get("x").unwrap().status().unwrap(), Status::Stopped);
         assert_eq!(fs::metadata(dir.join(STATE)).unwrap().mode() & 0o777, 0o600);
         fs::remove_dir_all(root).unwrap();
     }
@@ -542,7 +577,7 @@ mod tests {
     fn another_process_of_the_same_pid_is_not_the_container() {
         let root = scratch("reuse");
         let containers = Containers::new(root.clone());
-        let (dir, _lock) = containers.claim("x").unwrap();
+        let (dir, _lock) = containers.claim("x", b"{}").unwrap();
         let mut own = record("x");
         own.phase = Phase::Running;
         own.pid = i32::try_from(std::process::id()).unwrap();
@@ -564,12 +599,12 @@ mod tests {
         let containers = Containers::new(root.clone());
         assert!(containers.list().is_err());
         for (id, state) in [("a", None), ("b", Some("{")), ("c", Some("{\"version\": 9}"))] {
-            let (dir, _lock) = containers.claim(id).unwrap();
+            let (dir, _lock) = containers.claim(id, b"{}").unwrap();
             if let Some(text) = state {
                 fs::write(dir.join(STATE), text).unwrap();
             }
         }
-        let (dir, _lock) = containers.claim("d").unwrap();
+        let (dir, _lock) = containers.claim("d", b"{}").unwrap();
         write_record(&dir, &record("d")).unwrap();
         let (found, broken) = containers.list().unwrap();
         assert_eq!(found.iter().map(Container::id).collect::<Vec<_>>(), ["d"]);

@@ -176,7 +176,7 @@ fn help_on(name: &str, word: &str) -> Outcome {
 impl Global {
     fn of(name: &str, given: &Matches) -> Result<Self, Failure> {
         let log = Log {
-            file: given.text("log").filter(|file| !file.is_empty()).map(PathBuf::from),
+            file: given.filled("log").map(absolute).transpose()?,
             is_json: match given.text("log-format") {
                 None | Some("" | "text") => false,
                 Some("json") => true,
@@ -319,7 +319,8 @@ fn protect() -> Result<(), Failure> {
 /// Descriptors that a service manager passed to this process for the program, and how the program learns of them.
 /// Source: sd_listen_fds(3).
 fn passed_sockets() -> (u32, Vec<String>) {
-    let is_ours = filled("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
+    // A supervisor that executes us directly names us; one that does not know our pid names nobody.
+    let is_ours = filled("LISTEN_PID").is_none_or(|pid| pid == std::process::id().to_string());
     match filled("LISTEN_FDS").and_then(|n| n.parse::<u32>().ok()).filter(|n| is_ours && *n > 0) {
         Some(n) => (n, vec![format!("LISTEN_FDS={n}"), "LISTEN_PID=1".to_owned()]),
         None => (0, Vec::new()),

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use coracle_runtime::oci::CreateOptions;
 
 use super::args::{Matches, Opt, Verb, on, text};
-use super::{Global, Outcome, passed_sockets, protect};
+use super::{Global, Outcome, absolute, passed_sockets, protect};
 use crate::failure::Failure;
 
 const ID: &str = "<container-id>";
 
 const BUNDLE: Opt = text("bundle", "b", "directory of the bundle (default .)");
+const CONFIG: Opt = text("config", "f", "another configuration than the bundle's config.json");
 const CONSOLE: Opt = text("console-socket", "", "socket that receives the master end of the terminal");
 const PIDFD: Opt = text("pidfd-socket", "", "socket that receives a handle on the first process");
 const PID_FILE: Opt = text("pid-file", "", "file for the process id");
@@ -22,7 +23,7 @@ pub(super) const CREATE: Verb = Verb {
     name: "create",
     operands: ID,
     about: "create a container",
-    options: &[BUNDLE, CONSOLE, PIDFD, PID_FILE, NO_PIVOT, NO_KEYRING, PRESERVE],
+    options: &[BUNDLE, CONFIG, CONSOLE, PIDFD, PID_FILE, NO_PIVOT, NO_KEYRING, PRESERVE],
     operands_end: false,
     count: (1, 1),
     run: |global, matches| {
@@ -38,6 +39,7 @@ pub(super) const RUN: Verb = Verb {
     about: "create and run a container",
     options: &[
         BUNDLE,
+        CONFIG,
         CONSOLE,
         PIDFD,
         on("detach", "d", "return once the program runs"),
@@ -58,13 +60,14 @@ pub(super) const RUN: Verb = Verb {
 };
 
 fn options(global: &Global, matches: &Matches) -> Result<CreateOptions, Failure> {
-    let path = |name: &str| matches.filled(name).map(PathBuf::from);
+    let path = |name: &str| matches.filled(name).map(absolute).transpose();
     let (sockets, env) = passed_sockets();
     Ok(CreateOptions {
-        bundle: path("bundle").unwrap_or_else(|| PathBuf::from(".")),
-        pid_file: path("pid-file"),
-        console_socket: path("console-socket"),
-        pidfd_socket: path("pidfd-socket"),
+        bundle: path("bundle")?.unwrap_or_else(|| PathBuf::from(".")),
+        config: matches.filled("config").map(PathBuf::from),
+        pid_file: path("pid-file")?,
+        console_socket: path("console-socket")?,
+        pidfd_socket: path("pidfd-socket")?,
         preserve_fds: matches.number("preserve-fds")?.saturating_add(sockets),
         env,
         no_pivot: matches.is_on("no-pivot"),
@@ -98,11 +101,13 @@ pub(super) const KILL: Verb = Verb {
     run: kill,
 };
 
+const SIGTERM: i32 = 15;
+
 fn kill(global: &Global, matches: &Matches) -> Outcome {
     let container = global.containers().get(matches.operand(0))?;
     let word = matches.operand(1);
     let signal = match word {
-        "" => libc_sigterm(),
+        "" => SIGTERM,
         "0" => 0,
         word => coracle_engine::parse_signal(word)
             .map_err(|_unknown| Failure::plain(format!("unknown signal {word:?}")))?,
@@ -113,10 +118,6 @@ fn kill(global: &Global, matches: &Matches) -> Outcome {
         Err(coracle_runtime::oci::OciError::NotRunning { .. }) if all => Ok(0),
         other => Ok(other.map(|()| 0)?),
     }
-}
-
-const fn libc_sigterm() -> i32 {
-    15
 }
 
 pub(super) const DELETE: Verb = Verb {
