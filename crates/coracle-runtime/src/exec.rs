@@ -100,7 +100,7 @@ pub fn exec(
     )?
     .tuned(&launch.id, launch.personality.as_ref(), launch.memory_policy.as_ref())?;
     // Were it dead by now, the root might have been that of another process of the same number.
-    check_running(target, options)?;
+    check_alive(target)?;
     let entry = Entry {
         target,
         sub_cgroup,
@@ -122,15 +122,20 @@ pub fn exec(
 }
 
 fn check_running(target: &Target<'_>, options: &ExecOptions) -> Result<(), LaunchError> {
+    check_alive(target)?;
+    if !options.ignore_paused && target.cgroup.is_frozen()? {
+        return Err(LaunchError::NotRunning { state: "paused" });
+    }
+    Ok(())
+}
+
+fn check_alive(target: &Target<'_>) -> Result<(), LaunchError> {
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut fds = [PollFd::from_borrowed_fd(target.pidfd, PollFlags::IN)];
     let ended = rustix::event::poll(&mut fds, Some(&now))
         .map_err(|error| LaunchError::step("look at the container's first process", error))?;
     if ended > 0 {
         return Err(LaunchError::NotRunning { state: "not running" });
-    }
-    if !options.ignore_paused && target.cgroup.is_frozen()? {
-        return Err(LaunchError::NotRunning { state: "paused" });
     }
     Ok(())
 }
