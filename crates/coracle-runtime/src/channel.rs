@@ -262,7 +262,7 @@ impl Child {
     }
 }
 
-const PROBLEMS: [ExecProblem; 7] = [
+const PROBLEMS: [ExecProblem; 8] = [
     ExecProblem::NotInPath,
     ExecProblem::NotFound,
     ExecProblem::NoInterpreter,
@@ -270,6 +270,7 @@ const PROBLEMS: [ExecProblem; 7] = [
     ExecProblem::Denied,
     ExecProblem::BadFormat,
     ExecProblem::TooLong,
+    ExecProblem::FileCapabilities,
 ];
 
 fn encode(error: &LaunchError) -> Vec<u8> {

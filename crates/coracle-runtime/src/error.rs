@@ -23,6 +23,8 @@ pub enum ExecProblem {
     Denied,
     /// The kernel does not know its format: another architecture, or a script without `#!`.
     BadFormat,
+    /// Its file capabilities ask for one that the container does not have.
+    FileCapabilities,
     /// Arguments and environment are larger than the kernel takes.
     TooLong,
 }
@@ -115,6 +117,7 @@ fn exec_text(program: &str, problem: ExecProblem) -> String {
         ExecProblem::IsDirectory => format!("exec: {program:?}: is a directory: permission denied"),
         ExecProblem::Denied => format!("exec: {program:?}: permission denied"),
         ExecProblem::BadFormat => format!("exec {program}: exec format error"),
+        ExecProblem::FileCapabilities => format!("exec {program}: operation not permitted"),
         ExecProblem::TooLong => format!("exec {program}: argument list too long"),
     }
 }
@@ -138,6 +141,7 @@ impl LaunchError {
                 ExecProblem::IsDirectory
                 | ExecProblem::Denied
                 | ExecProblem::BadFormat
+                | ExecProblem::FileCapabilities
                 | ExecProblem::TooLong => 126,
             },
             _ => 125,
@@ -194,9 +198,13 @@ impl Explain for LaunchError {
                 ExecProblem::BadFormat => {
                     "the program is for another architecture, or a script without a `#!` line".to_owned()
                 }
+                ExecProblem::FileCapabilities => format!(
+                    "the file {program} may be executed only with capabilities that the container lacks: `getcap` \
+                     tells which; add them, for example --cap-add NET_RAW"
+                ),
                 ExecProblem::TooLong => {
                     "pass large values in files instead of arguments or environment: one \
-                                         may have 128 KiB, all together a quarter of the stack's limit"
+                     may have 128 KiB, all together a quarter of the stack's limit"
                         .to_owned()
                 }
             }),

@@ -172,7 +172,8 @@ impl<'a> Program<'a> {
         let problem = match error.raw_os_error() {
             // The look-up has found the file: what is missing is what the file names.
             Some(libc::ENOENT) => ExecProblem::NoInterpreter,
-            Some(libc::EACCES | libc::EPERM) => ExecProblem::Denied,
+            Some(libc::EACCES) => ExecProblem::Denied,
+            Some(libc::EPERM) => ExecProblem::FileCapabilities,
             Some(libc::ENOEXEC) => ExecProblem::BadFormat,
             Some(libc::E2BIG) => ExecProblem::TooLong,
             _ => return LaunchError::step(format!("execute {}", self.name()), error),

@@ -182,6 +182,19 @@ fn what_cannot_be_executed_is_told_in_dockers_words(rig: &Rig) {
     check(&["/plain"], "exec: \"/plain\": permission denied", 126);
     check(&["/etc"], "is a directory", 126);
     check(&["/garbage"], "exec format error", 126);
+    fs::copy(crate::BUSYBOX, rig.root().join("raw")).unwrap();
+    // cap_net_raw=ep, which is not among the capabilities of this launch.
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let raw = rig.root().join("raw");
+    let flags = rustix::fs::XattrFlags::empty();
+    if let Err(error) = rustix::fs::setxattr(&raw, "security.capability", &capability, flags) {
+        println!("skipped: file capabilities cannot be set here: {error}");
+        return;
+    }
+    let mut launch = rig.launch(&["/raw"]);
+    process(&mut launch).set_capabilities(None);
+    let error = failure(&launch);
+    assert_eq!((error.to_string().as_str(), error.exit_code()), ("exec /raw: operation not permitted", 126));
 }
 
 fn limits_of_processes_are_set_or_warned_about(rig: &Rig) {
