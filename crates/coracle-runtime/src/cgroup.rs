@@ -25,10 +25,12 @@ mod processes;
 mod remove;
 pub mod stats;
 mod sub;
+mod systemd;
 mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
@@ -53,7 +55,25 @@ pub struct Cgroup {
     v2: Option<PathBuf>,
     /// The same place in every hierarchy: `/coracle/<id>`.
     path: PathBuf,
+    /// Who owns it, if that is the service manager.
+    unit: Option<Scope>,
 }
+
+/// A scope of the service manager.
+#[derive(Debug, Clone)]
+struct Scope {
+    unit: location::Unit,
+    /// Keeps it alive until somebody else is in it.
+    placeholder: Option<Arc<systemd::Placeholder>>,
+}
+
+impl PartialEq for Scope {
+    fn eq(&self, other: &Self) -> bool {
+        self.unit == other.unit
+    }
+}
+
+impl Eq for Scope {}
 
 /// One v1 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +102,7 @@ impl Cgroup {
         if inner.as_os_str().is_empty() {
             return Err(LaunchError::spec("linux.cgroupsPath", "it is the root"));
         }
-        let mut cgroup = Self { v1: Vec::new(), v2: None, path: Path::new("/").join(&inner) };
+        let mut cgroup = Self { v1: Vec::new(), v2: None, path: Path::new("/").join(&inner), unit: None };
         let unreadable = |error: Errno| failed(format!("read {MOUNT_POINT}"), error);
         let top = rustix::fs::open(
             MOUNT_POINT,
@@ -111,10 +131,9 @@ impl Cgroup {
     /// # Errors
     /// No cgroup file system is mounted.
     pub fn open(location: &Location) -> Result<Self, LaunchError> {
-        if location.driver() == Driver::Systemd {
-            return Err(LaunchError::unsupported("the systemd cgroup driver"));
-        }
-        Self::at(location.path())
+        let mut cgroup = Self::at(location.path())?;
+        cgroup.unit = location.unit().map(|unit| Scope { unit: unit.clone(), placeholder: None });
+        Ok(cgroup)
     }
 
     /// Makes the cgroups at `location` and sets their limits. What cannot be had and matters little becomes a
@@ -128,6 +147,9 @@ impl Cgroup {
         warnings: &mut Vec<String>,
     ) -> Result<Self, LaunchError> {
         let mut cgroup = Self::open(location)?;
+        if cgroup.unit.is_some() {
+            return cgroup.create_scope(resources, warnings);
+        }
         let mut made = Vec::new();
         let result = cgroup.make_directories(&mut made).and_then(|()| match resources {
             Some(resources) => cgroup.apply(resources, false, warnings),
@@ -140,20 +162,58 @@ impl Cgroup {
                 warnings.push(format!("cannot remove {}: {left}", dir.display()));
             }
         }
-        cgroup.without(location, resources, error, warnings)
+        cgroup.without(resources, error, warnings)
+    }
+
+    /// The service manager makes the cgroup; the rest is as without it.
+    fn create_scope(
+        mut self,
+        resources: Option<&LinuxResources>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, LaunchError> {
+        let limits = match resources {
+            Some(resources) => systemd::of_resources(resources, self.v1.is_empty())?,
+            None => Vec::new(),
+        };
+        let mut manager = systemd::Manager::connect()?;
+        let placeholder = systemd::Placeholder::start()?;
+        if let Some(scope) = &mut self.unit {
+            manager.start(&scope.unit, placeholder.pid, limits)?;
+            scope.placeholder = Some(Arc::new(placeholder));
+        }
+        let made = self.make_directories(&mut Vec::new()).and_then(|()| match resources {
+            Some(resources) => self.apply(resources, false, warnings),
+            None => Ok(()),
+        });
+        match made {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                if let Err(left) = self.settled().remove() {
+                    warnings.push(coracle_base::explain::chain(&left));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The container's first process is in its cgroup: nobody else has to keep that alive.
+    pub(crate) fn settled(mut self) -> Self {
+        if let Some(scope) = &mut self.unit {
+            scope.placeholder = None;
+        }
+        self
     }
 
     /// An unprivileged user who was given no cgroups can do without, unless limits are asked for.
     fn without(
         self,
-        location: &Location,
         resources: Option<&LinuxResources>,
         error: LaunchError,
         warnings: &mut Vec<String>,
     ) -> Result<Self, LaunchError> {
         let LaunchError::Cgroup { step, source } = error else { return Err(error) };
         let is_denied = matches!(source.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS));
-        if !is_denied || location.is_named() || is_privileged() {
+        if !is_denied || is_privileged() {
             return Err(LaunchError::Cgroup { step, source });
         }
         if resources.is_some_and(limits::has_limits) {
@@ -164,7 +224,7 @@ impl Cgroup {
             "the container has no cgroup of its own, because none was delegated to this user: it cannot be limited, \
              paused or measured (cannot {step}: {source})"
         ));
-        Ok(Self { v1: Vec::new(), v2: None, path: self.path })
+        Ok(Self { v1: Vec::new(), v2: None, path: self.path, unit: None })
     }
 
     /// Where the cgroups are in each hierarchy.

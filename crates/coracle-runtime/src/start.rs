@@ -76,6 +76,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     match give_birth(stage, &mut warnings) {
         Ok(Started { pid, pidfd, followed }) => {
             let Followed { start_ticks, terminal, mount_namespace, gate } = followed;
+            let cgroup = cgroup.settled();
             Ok(Running { pid, pidfd, start_ticks, terminal, cgroup, mount_namespace, warnings, gate })
         }
         Err(error) => {
@@ -140,6 +141,7 @@ fn make_cgroup(launch: &Launch, driver: Driver, warnings: &mut Vec<String>) -> R
     let linux = launch.spec.linux().as_ref();
     let path = linux.and_then(|l| l.cgroups_path().as_deref());
     let location = Location::resolve(path, &launch.id, driver)?;
+    let location = location.with_annotations(launch.spec.annotations().iter().flatten())?;
     let cgroup = Cgroup::create(&location, linux.and_then(|l| l.resources().as_ref()), warnings)?;
     if let Err(error) = cgroup.give_to_container(&launch.spec) {
         tolerate(cgroup.remove(), "the first failure is the one to report");

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::{Cgroup, failed, read, write};
 use crate::LaunchError;
 
-pub(super) use v2::swap_max;
+pub(super) use v2::{swap_max, weight_of_shares};
 
 /// Shares that cgroup v1 takes; the kernel silently moves others to the ends.
 const SHARES_MIN: u64 = 2;
@@ -161,6 +161,8 @@ impl Cgroup {
     /// The controllers that there are, for this cgroup: enabled in all above it.
     fn hand_controllers_down(&self) -> Result<(), LaunchError> {
         match self.v2.as_deref().and_then(Path::parent) {
+            // The service manager's business, and done: the unit is delegated with all of them.
+            Some(_) if self.unit.is_some() => Ok(()),
             Some(parent) => enable_controllers(parent),
             None => Ok(()),
         }

@@ -5,11 +5,12 @@
 //! | cgroupfs | absent | `/coracle/<id>`; for an unprivileged user `coracle-<id>` in what was delegated to him |
 //! | cgroupfs | `/a/b` or `a/b` | `/a/b` of every hierarchy |
 //! | systemd | absent | scope `coracle-<id>.scope` in `system.slice` (`user.slice` of an unprivileged user) |
-//! | systemd | `slice:prefix:name` | scope `prefix-name.scope` in that slice; a name that ends in `.slice` is a slice |
+//! | systemd | `slice:prefix:name` | scope `prefix-name.scope` in that slice |
 //!
 //! Invariant: a location has no `..` and is not the root, so that nobody's cgroups but the container's can be
 //! removed through it. Source: OCI `config-linux.md#cgroups-path`, which leaves relative paths to the runtime.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
@@ -42,18 +43,18 @@ pub struct Location {
     /// The transient unit that owns the cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Unit>,
-    /// The configuration names it: it has to be there and no other.
-    #[serde(default)]
-    named: bool,
 }
 
 /// A transient unit of the service manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unit {
-    /// `coracle-<id>.scope`, or a slice's name.
+    /// `coracle-<id>.scope`
     pub(super) name: String,
     /// The slice it lies in.
     pub(super) slice: String,
+    /// Those of the configuration's annotations that are properties of the unit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 impl Location {
@@ -65,11 +66,7 @@ impl Location {
         let given = cgroups_path.filter(|path| !path.as_os_str().is_empty());
         match driver {
             Driver::Cgroupfs => match given {
-                // Below our own name it is as good as not named.
-                Some(path) => {
-                    let location = Self::of_path(path)?;
-                    Ok(Self { named: !location.path.starts_with(OWN), ..location })
-                }
+                Some(path) => Self::of_path(path),
                 None => Self::of_path(&default_path(id)),
             },
             Driver::Systemd => Self::of_unit(given, id),
@@ -84,11 +81,11 @@ impl Location {
         if inner.as_os_str().is_empty() {
             return Err(LaunchError::spec(FIELD, "it is the root, which is nobody's own"));
         }
-        Ok(Self { path: Path::new("/").join(inner), unit: None, named: false })
+        Ok(Self { path: Path::new("/").join(inner), unit: None })
     }
 
     fn of_unit(given: Option<&Path>, id: &str) -> Result<Self, LaunchError> {
-        let is_root = rustix::process::geteuid().is_root();
+        let is_root = is_privileged();
         let default_slice = if is_root { "system.slice" } else { "user.slice" };
         let text = match given {
             None => format!("{default_slice}:coracle:{id}"),
@@ -103,17 +100,37 @@ impl Location {
         };
         let slice = if slice.is_empty() { default_slice } else { slice };
         let above = slice_path(slice)?;
-        let name = match (prefix, name) {
-            (_, name) if name.ends_with(".slice") => name.to_owned(),
-            ("", name) => format!("{name}.scope"),
-            (prefix, name) => format!("{prefix}-{name}.scope"),
-        };
+        if name.ends_with(".slice") {
+            return Err(LaunchError::spec(
+                FIELD,
+                format!("{name} is a slice, which holds units and no processes"),
+            ));
+        }
+        let name = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
         if name.len() > UNIT_NAME_BYTES_MAX || name.starts_with('.') || !name.bytes().all(allowed) {
             return Err(LaunchError::spec(FIELD, format!("{name:?} is no name of a unit")));
         }
-        let path = if name.ends_with(".slice") { slice_path(&name)? } else { above.join(&name) };
-        Ok(Self { path, unit: Some(Unit { name, slice: slice.to_owned() }), named: given.is_some() })
+        let path = user_manager(is_root).join(above.strip_prefix("/").unwrap_or(&above)).join(&name);
+        let unit = Unit { name, slice: slice.to_owned(), annotations: BTreeMap::new() };
+        Ok(Self { path, unit: Some(unit) })
+    }
+
+    /// With the annotations `org.systemd.property.*`, which a unit takes.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn with_annotations<'a>(
+        mut self,
+        annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
+    ) -> Result<Self, LaunchError> {
+        let Some(unit) = &mut self.unit else { return Ok(self) };
+        for (key, value) in annotations {
+            if super::systemd::variant::of_annotation(key, value)?.is_some() {
+                unit.annotations.insert(key.clone(), value.clone());
+            }
+        }
+        Ok(self)
     }
 
     /// Who makes the cgroups.
@@ -122,9 +139,8 @@ impl Location {
         if self.unit.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
     }
 
-    /// The configuration names it.
-    pub(super) fn is_named(&self) -> bool {
-        self.named
+    pub(super) fn unit(&self) -> Option<&Unit> {
+        self.unit.as_ref()
     }
 
     /// Where they are in each hierarchy: `/coracle/<id>`.
@@ -159,6 +175,18 @@ fn default_path(id: &str) -> PathBuf {
 /// Whether this is root, and not only inside a user namespace.
 pub(super) fn is_privileged() -> bool {
     rustix::process::geteuid().is_root() && coracle_sys::userns::is_initial().unwrap_or(true)
+}
+
+/// Where the units of a service manager are: the system's has the root, a user's the cgroup of its own service.
+fn user_manager(is_root: bool) -> PathBuf {
+    let root = PathBuf::from("/");
+    if is_root {
+        return root;
+    }
+    match super::systemd::outer_uid() {
+        Ok(uid) => root.join(format!("user.slice/user-{uid}.slice/user@{uid}.service")),
+        Err(_no_proc) => root,
+    }
 }
 
 /// `a-b.slice` lies in `a.slice`; `-.slice` is the root of all (systemd.slice(5)).

@@ -12,9 +12,11 @@ use crate::LaunchError;
 impl Cgroup {
     /// Makes the directories and adds those that were not there to `made`.
     pub(super) fn make_directories(&mut self, made: &mut Vec<PathBuf>) -> Result<(), LaunchError> {
+        // The service manager has made its own.
+        let is_shared = self.unit.is_some();
         let mut not_mounted = Vec::new();
         for hierarchy in &self.v1 {
-            make_directory(&hierarchy.dir, Some(&hierarchy.name), made)?;
+            make_directory(&hierarchy.dir, Some(&hierarchy.name), is_shared, made)?;
             // A stray directory beside the hierarchies takes mkdir, but has no tasks.
             if !is_known(&hierarchy.name) && !hierarchy.dir.join("tasks").exists() {
                 not_mounted.push(hierarchy.name.clone());
@@ -29,7 +31,7 @@ impl Cgroup {
             }
         }
         match &self.v2 {
-            Some(dir) => make_directory(dir, None, made),
+            Some(dir) => make_directory(dir, None, is_shared, made),
             None => Ok(()),
         }
     }
@@ -58,7 +60,12 @@ fn is_known(name: &str) -> bool {
 }
 
 /// Makes a cgroup and what is missing above it. One that exists may be taken over if nobody is in it.
-fn make_directory(dir: &Path, v1: Option<&str>, made: &mut Vec<PathBuf>) -> Result<(), LaunchError> {
+fn make_directory(
+    dir: &Path,
+    v1: Option<&str>,
+    is_shared: bool,
+    made: &mut Vec<PathBuf>,
+) -> Result<(), LaunchError> {
     let cannot = |error: Errno| failed(format!("make the cgroup {}", dir.display()), error);
     let mode = Mode::from_raw_mode(0o755);
     match rustix::fs::mkdir(dir, mode) {
@@ -67,6 +74,7 @@ fn make_directory(dir: &Path, v1: Option<&str>, made: &mut Vec<PathBuf>) -> Resu
             make_parent(parent, v1)?;
             rustix::fs::mkdir(dir, mode).map_err(cannot)?;
         }
+        Err(Errno::EXIST) if is_shared => return Ok(()),
         Err(Errno::EXIST) => return take_over(dir),
         other => other.map_err(cannot)?,
     }

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::files::children;
+use super::systemd::Manager;
 use super::{Cgroup, DEPTH_MAX, failed};
 use crate::LaunchError;
 use crate::error::tolerate;
@@ -31,7 +32,10 @@ impl Cgroup {
     /// # Errors
     /// A cgroup stays in use; the error says by whom.
     pub fn remove(&self) -> Result<(), LaunchError> {
-        let mut first = Ok(());
+        let mut first = match &self.unit {
+            Some(scope) => Manager::connect().and_then(|mut manager| manager.stop(&scope.unit)),
+            None => Ok(()),
+        };
         let mut begun = None;
         for dir in self.v2.iter().chain(self.v1.iter().map(|h| &h.dir)) {
             let removed = self.remove_one(dir, &mut begun);

@@ -8,7 +8,7 @@
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use super::limits::swap_max;
-use super::{Cgroup, read};
+use super::{Cgroup, read, systemd};
 use crate::LaunchError;
 
 impl Cgroup {
@@ -21,13 +21,25 @@ impl Cgroup {
             return Err(LaunchError::NotRunning { state: "without cgroups" });
         }
         if !self.v1.is_empty() {
+            self.tell_manager(resources)?;
             return self.apply(resources, true, warnings);
         }
         let completed = self.completed(resources)?;
         if let Some(memory) = completed.memory().as_ref().filter(|m| m.check_before_update() == Some(true)) {
             self.check_usage(memory)?;
         }
+        self.tell_manager(&completed)?;
         self.apply(&completed, true, warnings)
+    }
+
+    /// Else it would put the old ones back when it next looks.
+    fn tell_manager(&self, resources: &LinuxResources) -> Result<(), LaunchError> {
+        let Some(scope) = &self.unit else { return Ok(()) };
+        let properties = systemd::of_resources(resources, self.v1.is_empty())?;
+        if properties.is_empty() {
+            return Ok(());
+        }
+        systemd::Manager::connect()?.set(&scope.unit, &properties)
     }
 
     /// With what is in force where a file of v2 holds more than what is named.

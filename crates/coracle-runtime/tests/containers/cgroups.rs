@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use coracle_runtime::{ExecLaunch, Launch, LaunchError, Running};
+use coracle_base::explain::chain;
+use coracle_runtime::cgroup::Driver;
+use coracle_runtime::{ExecLaunch, Launch, LaunchError, Running, StartOptions, start};
 use oci_spec::runtime::{LinuxCapabilities, LinuxMemory, LinuxPids, LinuxResources};
 use rustix::event::PollFlags;
 
 use crate::Case;
-use crate::rig::{Rig, args, begin, exec_in, failure, finish, is_ready, mount};
+use crate::rig::{Rig, args, begin, exec_in, failure, finish, is_ready, mount, pipes};
 
 pub(crate) const CASES: &[Case] = &[
     ("limits_are_in_force", limits_are_in_force),
@@ -21,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("limits_that_cannot_be_had_are_named", limits_that_cannot_be_had_are_named),
     ("a_cgroup_in_use_is_left_alone", a_cgroup_in_use_is_left_alone),
     ("a_frozen_cgroup_is_not_taken_over", a_frozen_cgroup_is_not_taken_over),
+    ("a_scope_of_systemd_holds_the_container", a_scope_of_systemd_holds_the_container),
     ("every_limit_of_the_configuration_is_in_force", every_limit_of_the_configuration_is_in_force),
     ("a_frozen_container_stands_still", a_frozen_container_stands_still),
 ];
@@ -206,6 +210,50 @@ fn limits_that_cannot_be_had_are_named(rig: &Rig) {
         "{error}"
     );
     assert_eq!(cgroups_of(rig), Vec::<PathBuf>::new());
+}
+
+fn a_scope_of_systemd_holds_the_container(rig: &Rig) {
+    let mut launch =
+        limited(rig, &["cat"], r#"{"memory":{"limit":67108864},"cpu":{"shares":512},"pids":{"limit":17}}"#);
+    let place = format!("machine.slice:coracle:{}", rig.id);
+    launch.spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(place.into()));
+    let annotation = ("org.systemd.property.CollectMode".to_owned(), "'inactive-or-failed'".to_owned());
+    launch.spec.set_annotations(Some([annotation].into()));
+    let options = || StartOptions { cgroup_driver: Driver::Systemd, ..StartOptions::default() };
+    let (stdio, piped) = pipes();
+    if !Path::new("/run/systemd/system").is_dir() {
+        let error = start(&launch, stdio, options()).unwrap_err();
+        assert!(error.to_string().contains("systemd does not run here"), "{error}");
+        return;
+    }
+    let running = start(&launch, stdio, options()).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let scope = format!("/machine.slice/coracle-{}.scope", rig.id);
+    assert_eq!(running.cgroup.path(), Path::new(&scope));
+    assert_eq!(running.cgroup.procs().unwrap(), [running.pid], "the placeholder is gone");
+    let property = |name: &str| {
+        let unit = format!("coracle-{}.scope", rig.id);
+        let shown = Command::new("systemctl").args(["show", "--value", "-p", name, &unit]).output().unwrap();
+        String::from_utf8(shown.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(property("MemoryMax"), "67108864");
+    assert_eq!(property("TasksMax"), "17");
+    assert_eq!(property("CPUWeight"), "59");
+    assert_eq!(property("Delegate"), "yes");
+    assert_eq!(property("CollectMode"), "inactive-or-failed");
+    assert_eq!(value(&running, "memory", "memory.limit_in_bytes", "memory.max"), "67108864");
+    update(&running, r#"{"memory":{"limit":134217728},"cpu":{"quota":50000}}"#).unwrap();
+    assert_eq!(property("MemoryMax"), "134217728");
+    assert_eq!(property("CPUQuotaPerSecUSec"), "500ms");
+    assert_eq!(value(&running, "memory", "memory.limit_in_bytes", "memory.max"), "134217728");
+    running.cgroup.freeze().unwrap();
+    running.cgroup.thaw().unwrap();
+    let inside = exec_in(&running, &ExecLaunch::like(&launch, args(&["cat", "/proc/self/cgroup"]))).unwrap();
+    assert!(inside.1.contains(":/\n"), "{inside:?}");
+    drop(piped.stdin);
+    assert_eq!(finish(&running), 0);
+    assert_eq!(property("ActiveState"), "inactive");
+    assert!(!dir_of(Path::new(&scope), "systemd").exists());
+    running.cgroup.remove().unwrap();
 }
 
 fn a_cgroup_in_use_is_left_alone(rig: &Rig) {
