@@ -33,6 +33,7 @@ pub mod seccomp;
 mod stage;
 mod start;
 pub mod user;
+mod validate;
 
 pub use cgroup::Cgroup;
 pub use error::{ExecProblem, LaunchError};

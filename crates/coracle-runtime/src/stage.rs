@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_sys::{mount, process};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::process::{DumpableBehavior, Signal};
 
@@ -23,9 +22,10 @@ use crate::exec::become_mapped_root;
 use crate::gate::Departure;
 use crate::hooks::{self, ContainerState, HookPoint, Status, Surroundings};
 use crate::mounts::{self, Sources, devices};
-use crate::namespaces::{Mounts, Plan, User, cannot_join, has_namespace};
+use crate::namespaces::{Mounts, Plan, User, cannot_join};
 use crate::program::{Program, hide_and_tie};
 use crate::root::{self, Entry};
+use crate::validate::{dotted, swapped};
 use crate::{Launch, LaunchError, Root, Stdio};
 
 /// What the process was given by its starter.
@@ -221,7 +221,6 @@ impl Stage<'_> {
         };
         for (name, value) in sysctls {
             let name = &dotted(name);
-            self.check_sysctl(name, value)?;
             // What is no separator stands for a dot in a name: an interface `eth0.5`.
             let path = format!("sys/{}", swapped(name));
             let cannot = |error| LaunchError::step(format!("set the sysctl {name} to {value}"), error);
@@ -230,40 +229,6 @@ impl Stage<'_> {
             rustix::io::write(&file, value.as_bytes()).map_err(|error| cannot(error.into()))?;
         }
         Ok(())
-    }
-
-    /// Only parameters that belong to a namespace of the container's own.
-    fn check_sysctl(&self, name: &str, value: &str) -> Result<(), LaunchError> {
-        const IPC: [&str; 8] = [
-            "kernel.msgmax",
-            "kernel.msgmnb",
-            "kernel.msgmni",
-            "kernel.sem",
-            "kernel.shmall",
-            "kernel.shmmax",
-            "kernel.shmmni",
-            "kernel.shm_rmid_forced",
-        ];
-        let kind = match name {
-            _ if name.contains('\n') || swapped(name).contains("..") || value.contains('\n') => None,
-            _ if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
-            _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
-            "kernel.domainname" => Some(LinuxNamespaceType::Uts),
-            _ if name.starts_with("user.") => Some(LinuxNamespaceType::User),
-            _ => None,
-        };
-        let field = || format!("the sysctl {name}");
-        if name == "kernel.hostname" {
-            return Err(LaunchError::spec(field(), "the configuration has the field hostname for it"));
-        }
-        let kind = kind.ok_or_else(|| LaunchError::spec(field(), "it does not belong to a container"))?;
-        let is_own = has_namespace(&self.launch.spec, kind)
-            && (kind != LinuxNamespaceType::Network || !self.plan.joins_own_network);
-        if is_own {
-            Ok(())
-        } else {
-            Err(LaunchError::spec(field(), format!("the container has no {kind} namespace of its own")))
-        }
     }
 
     fn open_terminal(&self, assembled: &mounts::Assembled) -> Result<Option<devices::Terminal>, LaunchError> {
@@ -283,42 +248,15 @@ impl Stage<'_> {
 
     fn set_names(&self) -> Result<(), LaunchError> {
         if let Some(name) = self.launch.spec.hostname().as_ref().filter(|name| !name.is_empty()) {
-            require_uts(&self.launch.spec, "hostname")?;
             rustix::system::sethostname(name.as_bytes())
                 .map_err(|error| LaunchError::step(format!("set the host name {name}"), error))?;
         }
         if let Some(name) = self.launch.spec.domainname().as_ref().filter(|name| !name.is_empty()) {
-            require_uts(&self.launch.spec, "domainname")?;
             rustix::system::setdomainname(name.as_bytes())
                 .map_err(|error| LaunchError::step(format!("set the domain name {name}"), error))?;
         }
         Ok(())
     }
-}
-
-/// A parameter's name with dots between its parts: the first separator tells which of the two it is written with.
-fn dotted(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name.get(at..).is_some_and(|rest| rest.starts_with('/')) => swapped(name),
-        _ => name.to_owned(),
-    }
-}
-
-/// Dots and slashes in each other's places.
-fn swapped(name: &str) -> String {
-    let swap = |c| match c {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    };
-    name.chars().map(swap).collect()
-}
-
-fn require_uts(spec: &Spec, field: &str) -> Result<(), LaunchError> {
-    if has_namespace(spec, LinuxNamespaceType::Uts) {
-        return Ok(());
-    }
-    Err(LaunchError::spec(field, "the container has no uts namespace of its own"))
 }
 
 /// First of all: dies with its starter, cannot be traced by whom it is going to share a container with, obeys
@@ -371,17 +309,4 @@ pub(crate) fn place_streams(
     rustix::stdio::dup2_stdin(&stdin).map_err(cannot)?;
     rustix::stdio::dup2_stdout(&stdout).map_err(cannot)?;
     rustix::stdio::dup2_stderr(&stderr).map_err(cannot)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parameter_may_be_written_with_slashes() {
-        assert_eq!(dotted("net/ipv4/conf/eno2.100/rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
-        assert_eq!(dotted("net.ipv4.conf.eno2/100.rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
-        assert_eq!(swapped("net.ipv4.conf.eno2/100.rp_filter"), "net/ipv4/conf/eno2.100/rp_filter");
-        assert_eq!(dotted("odd"), "odd");
-    }
 }

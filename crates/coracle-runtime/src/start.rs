@@ -18,7 +18,7 @@ use crate::namespaces::{Mounts, Plan, User};
 use crate::program::{Program, ProgramOptions};
 use crate::root::{self, Entry};
 use crate::stage::{Host, Stage};
-use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, seccomp};
+use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, seccomp, validate};
 
 /// Starts a container. Returns once its program was executed, or with a [`crate::Gate`] once it is about to be.
 /// Blocks for some milliseconds, and while hooks run. The new process dies when the calling thread ends, unless
@@ -32,6 +32,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     }
     let process = check(launch, &stdio)?;
     let mut plan = Plan::of(&launch.spec)?;
+    validate::check_sysctls(&launch.spec, plan.joins_own_network)?;
     plan.take(options.netns, options.userns);
     let entry = entry(launch, &plan, options.no_pivot)?;
     let host = if may_open(&plan) { Some(Host::open(launch)?) } else { None };
@@ -152,20 +153,17 @@ fn make_cgroup(launch: &Launch, driver: Driver, warnings: &mut Vec<String>) -> R
 
 fn check<'a>(launch: &'a Launch, stdio: &Stdio) -> Result<&'a Process, LaunchError> {
     let spec = &launch.spec;
+    validate::check(spec)?;
     let process = spec.process().as_ref().ok_or_else(|| LaunchError::spec("process", "it is missing"))?;
     if matches!(stdio, Stdio::Terminal { .. }) != (process.terminal() == Some(true)) {
         let reason = "the streams that were given do not agree with it";
         return Err(LaunchError::spec("process.terminal", reason));
     }
-    if let Some(linux) = spec.linux() {
-        refuse("linux.intelRdt", linux.intel_rdt().is_some())?;
-        refuse("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()))?;
+    let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().as_ref());
+    if devices.is_some_and(|devices| !devices.is_empty()) {
+        return Err(LaunchError::unsupported("linux.netDevices"));
     }
     Ok(process)
-}
-
-fn refuse(what: &str, present: bool) -> Result<(), LaunchError> {
-    if present { Err(LaunchError::unsupported(what)) } else { Ok(()) }
 }
 
 #[cfg(test)]
