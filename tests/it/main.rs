@@ -30,6 +30,7 @@ mod logs;
 mod network;
 mod oci;
 mod registry;
+mod rootless;
 mod unified;
 mod userns;
 mod volumes;

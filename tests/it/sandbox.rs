@@ -43,7 +43,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn new(line: String, output: &Output) -> Self {
+    pub(crate) fn new(line: String, output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let code = output.status.code().unwrap_or(-1);
         Self { line, code, out: text(&output.stdout), err: text(&output.stderr) }
@@ -70,7 +70,7 @@ impl Outcome {
 }
 
 /// The binary under test, built once.
-fn coracle() -> &'static Path {
+pub(crate) fn coracle() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| match shell::environment("CORACLE_TEST_BINARY") {
         Some(path) => path.into(),
@@ -89,7 +89,7 @@ pub(crate) fn layout() -> &'static Layout {
 }
 
 /// Says why a test did nothing.
-fn skip<T>(reason: &str) -> Option<T> {
+pub(crate) fn skip<T>(reason: &str) -> Option<T> {
     println!("skipped: {reason}");
     None
 }
@@ -329,7 +329,7 @@ pub(crate) fn enter_network_of(pid: u32) {
 
 /// Moves the calling thread into a network namespace of its own, with loopback up. What it starts from now
 /// on, threads and processes, is in there too.
-fn enter_new_network() {
+pub(crate) fn enter_new_network() {
     let script = "ip link set lo up && echo up && exec sleep 1000";
     let holder = Background::start(shell::command("unshare").args(["--net", "sh", "-c", script])).unwrap();
     holder

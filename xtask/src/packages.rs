@@ -47,6 +47,8 @@ pub const TESTS: &[Tool] = &[
     tool("skopeo", "skopeo"),
     tool("docker-registry", "docker-registry"),
     tool("mkfs.erofs", "erofs-utils"),
+    tool("newuidmap", "uidmap"),
+    tool("pasta", "passt"),
 ];
 
 /// Engines that run their containers on ours in tests.

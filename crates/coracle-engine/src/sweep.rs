@@ -14,6 +14,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use coracle_base::Explain as _;
 use coracle_base::time::Timestamp;
 use coracle_runtime::Cgroup;
 use coracle_runtime::cgroup::{Driver, Location};
@@ -148,7 +149,12 @@ impl Engine {
         };
         let location = Location::resolve(path.as_deref(), id.as_str(), Driver::Cgroupfs).map_err(failed)?;
         let cgroup = Cgroup::open(&location).map_err(failed)?;
-        cgroup.kill_all().map_err(failed)?;
+        match cgroup.kill_all() {
+            // What this user may not change he has not made: his containers had no cgroups, and ended with their
+            // first process.
+            Err(e) if self.is_rootless() && e.kind() == coracle_base::Kind::Denied => return Ok(()),
+            killed => killed.map_err(failed)?,
+        }
         cgroup.remove().map_err(failed)
     }
 }

@@ -76,7 +76,8 @@ pub fn plan_pasta(request: &PastaRequest<'_>) -> Result<PastaPlan, NetError> {
     let program = find_program().ok_or(NetError::NoPasta)?;
     let address = address(request)?;
     let (published, ports) = reserve_all(request.publish)?;
-    let args = arguments(address, request.mac, &published);
+    let mac = request.mac.map_or_else(|| mac_of(address), str::to_owned);
+    let args = arguments(address, &mac, &published);
     let endpoint = Endpoint {
         network: request.network.to_owned(),
         network_id: String::new(),
@@ -85,7 +86,7 @@ pub fn plan_pasta(request: &PastaRequest<'_>) -> Result<PastaPlan, NetError> {
         address,
         prefix_len: PREFIX_LEN,
         gateway: Some(GATEWAY),
-        mac: request.mac.unwrap_or_default().to_owned(),
+        mac,
     };
     Ok(PastaPlan { program, args, endpoint, published, ports })
 }
@@ -130,6 +131,12 @@ fn address(request: &PastaRequest<'_>) -> Result<Ipv4Addr, NetError> {
     })
 }
 
+/// As Docker makes them: a fixed beginning and the address.
+fn mac_of(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
 /// Finds a free port of the host for each specification, all or none.
 fn reserve_all(specs: &[PublishSpec]) -> Result<(Vec<Published>, Vec<OwnedFd>), NetError> {
     let (mut published, mut ports) = (Vec::new(), Vec::new());
@@ -161,7 +168,7 @@ fn refused(spec: &PublishSpec, address: Ipv4Addr, port: u16, cause: io::Error) -
     NetError::PortInUse { address, port, protocol, owner, cause }
 }
 
-fn arguments(address: Ipv4Addr, mac: Option<&str>, published: &[Published]) -> Vec<String> {
+fn arguments(address: Ipv4Addr, mac: &str, published: &[Published]) -> Vec<String> {
     let mut args: Vec<String> = Vec::with_capacity(32);
     let mut push = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
     // In the foreground the monitor is its parent; it says its process id when it is ready.
@@ -171,9 +178,8 @@ fn arguments(address: Ipv4Addr, mac: Option<&str>, published: &[Published]) -> V
     push(&["--ns-ifname", INTERFACE, "--netmask", &PREFIX_LEN.to_string()]);
     push(&["--address", &address.to_string(), "--gateway", &GATEWAY.to_string()]);
     push(&["--dns-forward", &NAME_SERVER.to_string()]);
-    if let Some(mac) = mac {
-        push(&["--ns-mac-addr", mac]);
-    }
+    // Given, because versions that have to learn it deliver nothing before the container has sent something.
+    push(&["--ns-mac-addr", mac]);
     for (protocol, option) in [(Protocol::Tcp, "--tcp-ports"), (Protocol::Udp, "--udp-ports")] {
         let mut any = false;
         for port in published.iter().filter(|p| p.protocol == protocol) {
@@ -203,15 +209,16 @@ mod tests {
             port(Protocol::Tcp, "0.0.0.0", 9090, 90),
             port(Protocol::Udp, "127.0.0.1", 5353, 53),
         ];
-        let line = arguments(ADDRESS, None, &ports).join(" ");
+        let line = arguments(ADDRESS, &mac_of(ADDRESS), &ports).join(" ");
         assert!(line.contains("--tcp-ports 127.0.0.1/8080:80 --tcp-ports 9090:90"), "{line}");
         assert!(line.contains("--udp-ports 127.0.0.1/5353:53"), "{line}");
+        assert!(line.contains("--ns-mac-addr 02:42:0a:57:00:02"), "{line}");
         assert!(line.contains("--no-map-gw") && line.contains("--tcp-ns none"), "{line}");
     }
 
     #[test]
     fn without_ports_nothing_is_forwarded() {
-        let line = arguments(ADDRESS, Some("02:00:00:00:00:01"), &[]).join(" ");
+        let line = arguments(ADDRESS, "02:00:00:00:00:01", &[]).join(" ");
         assert!(
             line.ends_with("--ns-mac-addr 02:00:00:00:00:01 --tcp-ports none --udp-ports none"),
             "{line}"
