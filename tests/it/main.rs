@@ -31,6 +31,7 @@ mod network;
 mod oci;
 mod registry;
 mod rootless;
+mod security;
 mod unified;
 mod userns;
 mod volumes;
