@@ -233,6 +233,11 @@ impl<'a> Program<'a> {
         if self.process.no_new_privileges() == Some(true) {
             rustix::thread::set_no_new_privs(true).map_err(|error| step("set no_new_privs", error.into()))?;
         }
+        if sets.inheritable & !sets.bounding != 0 {
+            // What the bounding set lacks can be kept inheritable, but not be made so.
+            sys::set_capabilities(available, available, sets.inheritable)
+                .map_err(|error| step("set the inheritable capabilities", error))?;
+        }
         for number in 0..CAPABILITIES_MAX {
             if sets.bounding >> number & 1 == 0
                 && !sys::drop_bounding(number).map_err(|error| step("limit the bounding set", error))?
@@ -240,7 +245,7 @@ impl<'a> Program<'a> {
                 break;
             }
         }
-        self.change_user(available)?;
+        self.change_user(available, sets.inheritable)?;
         let kept = if self.filter_needs_admin() { SYS_ADMIN } else { 0 };
         sys::set_capabilities(sets.permitted | kept, sets.effective | kept, sets.inheritable)
             .map_err(|error| step("set the capabilities", error))?;
@@ -256,7 +261,7 @@ impl<'a> Program<'a> {
         self.filter.is_some() && self.process.no_new_privileges() != Some(true)
     }
 
-    fn change_user(&self, available: u64) -> Result<(), LaunchError> {
+    fn change_user(&self, available: u64, inheritable: u64) -> Result<(), LaunchError> {
         let step = |what: String, error: Errno| LaunchError::step(what, error);
         if self.options.setgroups_denied {
             self.check_groups()?;
@@ -281,7 +286,7 @@ impl<'a> Program<'a> {
             .map_err(|error| unmapped("user", self.identity.uid, error))?;
         rustix::thread::set_keep_capabilities(false).map_err(|e| step("keep capabilities".into(), e))?;
         // Leaving root emptied the effective set, which the next steps need.
-        sys::set_capabilities(available, available, 0)
+        sys::set_capabilities(available, available, inheritable)
             .map_err(|error| LaunchError::step("set the capabilities", error))
     }
 

@@ -25,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     ("users_are_resolved_in_the_container", users_are_resolved_in_the_container),
     ("capabilities_are_dockers", capabilities_are_dockers),
     ("a_user_without_root_has_no_capabilities", a_user_without_root_has_no_capabilities),
+    (
+        "inheritable_capabilities_may_go_beyond_the_bounding_ones",
+        inheritable_capabilities_may_go_beyond_the_bounding_ones,
+    ),
     ("the_default_filter_is_loaded", the_default_filter_is_loaded),
     ("a_filter_of_the_spec_denies", a_filter_of_the_spec_denies),
     ("a_working_directory_is_made_for_its_user", a_working_directory_is_made_for_its_user),
@@ -107,6 +111,21 @@ fn a_user_without_root_has_no_capabilities(rig: &Rig) {
     launch.user = Some(UserSpec { user: "bob".into(), groups: vec![] });
     let none = "0000000000000000";
     assert_eq!(output(&launch), format!("CapPrm:\t{none}\nCapEff:\t{none}\nCapBnd:\t00000000a80425fb\n"));
+}
+
+fn inheritable_capabilities_may_go_beyond_the_bounding_ones(rig: &Rig) {
+    for user in ["", "bob"] {
+        let mut launch = rig.sh("grep -E 'CapInh|CapBnd|CapPrm' /proc/self/status");
+        let sets = r#"{"bounding":["CAP_KILL"],"permitted":["CAP_KILL","CAP_CHOWN"],"effective":["CAP_KILL"],
+            "inheritable":["CAP_CHOWN"],"ambient":["CAP_CHOWN"]}"#;
+        process(&mut launch).set_capabilities(Some(serde_json::from_str(sets).unwrap()));
+        launch.user = Some(UserSpec { user: user.into(), groups: vec![] });
+        // Root gets what is inheritable or bounding, everybody else what is ambient.
+        let permitted = if user.is_empty() { "0000000000000021" } else { "0000000000000001" };
+        let expected =
+            format!("CapInh:\t0000000000000001\nCapPrm:\t{permitted}\nCapBnd:\t0000000000000020\n");
+        assert_eq!(output(&launch), expected, "{user}");
+    }
 }
 
 fn the_default_filter_is_loaded(rig: &Rig) {
