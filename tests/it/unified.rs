@@ -23,6 +23,28 @@ fn run(guest: &Guest) -> Option<Outcome> {
 }
 
 #[test]
+fn a_scope_of_the_real_systemd_holds_a_container() {
+    if let Some(reason) = vm::missing().or_else(vm::missing_systemd) {
+        return println!("skipped: {reason}");
+    }
+    let program = binary::build_test("containers").unwrap();
+    let guest = Guest {
+        files: vec![(program, "/containers".to_owned())],
+        // It claims its name on the bus a moment after the bus is there.
+        script: "until busctl status org.freedesktop.systemd1 >/dev/null 2>&1; do sleep 1; done\n\
+                 /containers scope_of_systemd"
+            .to_owned(),
+        systemd: true,
+        timeout: TIMEOUT,
+        ..Guest::default()
+    };
+    let Some(outcome) = run(&guest) else { return };
+    let text = outcome.lines.join("\n");
+    assert_eq!(outcome.code, 0, "{text}");
+    assert!(text.contains("test a_scope_of_systemd_holds_the_container ... ok"), "{text}");
+}
+
+#[test]
 fn containers_keep_their_promises_on_cgroup_v2() {
     if let Some(reason) = vm::missing() {
         return println!("skipped: {reason}");

@@ -33,6 +33,7 @@ $B ln -sf /proc/self/fd dev/fd
 echo 'root:x:0:0:root:/root:/bin/sh' >etc/passwd
 echo 'root:x:0:' >etc/group
 case $($B cat proc/cmdline) in
+*vm.init=systemd*) ;;
 *vm.cgroup=2*)
     $B mount -t cgroup2 -o nsdelegate cgroup2 sys/fs/cgroup
     ;;
@@ -46,13 +47,19 @@ case $($B cat proc/cmdline) in
     ;;
 esac
 $B ip link set lo up
-exec $B switch_root /new /bin/sh -c '
-    export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
-    exec </dev/null >/dev/ttyS1 2>&1
-    stty -F /dev/ttyS1 -onlcr 2>/dev/null
-    cd /root
-    sh /script
-    echo "@@end $?"
-    sync
-    echo o >/proc/sysrq-trigger
-    sleep 60'
+$B cat >run-script <<'END'
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
+exec </dev/null >/dev/ttyS1 2>&1
+stty -F /dev/ttyS1 -onlcr 2>/dev/null
+cd /root
+sh /script
+echo "@@end $?"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+END
+$B mkdir -p run/dbus
+case $($B cat proc/cmdline) in
+*vm.init=systemd*) exec $B switch_root /new /lib/systemd/systemd ;;
+*) exec $B switch_root /new /bin/sh /run-script ;;
+esac

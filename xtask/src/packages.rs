@@ -63,6 +63,8 @@ pub const ENGINES: &[Tool] = &[
 /// Runs tests in a virtual machine: cgroup v2 alone, and an older kernel.
 pub const MACHINE: &[Tool] = &[
     tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("/lib/systemd/systemd", "systemd"),
+    tool("dbus-daemon", "dbus-daemon"),
     // A package of the current kernel's name changes with each update; this one follows them.
     tool("/usr/share/doc/linux-image-cloud-amd64", "linux-image-cloud-amd64"),
 ];

@@ -27,6 +27,37 @@ use crate::shell::{self, Background};
 /// say what they lack.
 const MODULES: [&str; 9] =
     ["overlay", "erofs", "loop", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct"];
+const SYSTEMD: [&str; 4] =
+    ["/lib/systemd/systemd", "/usr/bin/systemctl", "/usr/bin/busctl", "/usr/bin/dbus-daemon"];
+/// Files below `/etc` of a machine with systemd.
+const UNITS: [(&str, &str); 6] = [
+    ("machine-id", "0123456789abcdef0123456789abcdef\n"),
+    (
+        "systemd/system/default.target",
+        "[Unit]\nDescription=test\nRequires=script.service\nAfter=script.service\nAllowIsolate=yes\n",
+    ),
+    (
+        "systemd/system/dbus.service",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
+         ExecStart=/usr/bin/dbus-daemon --nofork --nopidfile --address=systemd: --config-file=/etc/bus.conf\n",
+    ),
+    // systemd takes its own name on the bus only where the socket is a unit.
+    (
+        "systemd/system/dbus.socket",
+        "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n",
+    ),
+    (
+        "systemd/system/script.service",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.service\nAfter=dbus.service\n\
+         [Service]\nType=oneshot\nExecStart=/bin/sh /run-script\n",
+    ),
+    (
+        "bus.conf",
+        "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>\
+         <policy context='default'><allow send_destination='*'/><allow receive_sender='*'/><allow own='*'/>\
+         <allow user='*'/></policy></busconfig>\n",
+    ),
+];
 /// Lines of the guest's output that are kept.
 const LINES_MAX: usize = 20_000;
 const BOOT: &str = include_str!("../assets/vm-init.sh");
@@ -41,6 +72,8 @@ pub struct Guest {
     pub script: String,
     /// The cgroup controllers' layout is v1 instead of v2.
     pub cgroup_v1: bool,
+    /// The distribution's systemd and message bus run in the guest, and the script is a unit.
+    pub systemd: bool,
     /// How long everything may take.
     pub timeout: Duration,
 }
@@ -91,7 +124,11 @@ pub fn run(guest: &Guest, scratch: &Path) -> Result<Outcome, TaskError> {
     let archive = scratch.join("initrd");
     write_archive(guest, &kernel, &archive)?;
     let log = scratch.join("console.log");
-    let cgroups = if guest.cgroup_v1 { "vm.cgroup=1" } else { "vm.cgroup=2 cgroup_no_v1=all" };
+    let cgroups = match (guest.systemd, guest.cgroup_v1) {
+        (true, _) => "vm.init=systemd cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1",
+        (false, true) => "vm.cgroup=1",
+        (false, false) => "vm.cgroup=2 cgroup_no_v1=all",
+    };
     let mut command = shell::command("nice");
     command.args(["-n", "5", "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max"]);
     command.args(["-smp", "2", "-m", "1536", "-nodefaults", "-no-user-config", "-display", "none"]);
@@ -187,10 +224,40 @@ fn write_archive(guest: &Guest, kernel: &Kernel, path: &Path) -> Result<(), Task
         order.push('\n');
     }
     archive.add("modules/order", 0o100_644, order.as_bytes())?;
+    if guest.systemd {
+        add_systemd(&mut archive)?;
+    }
     for (from, to) in &guest.files {
         archive.copy(from, &format!("payload/{}", to.trim_start_matches('/')))?;
     }
     archive.finish()
+}
+
+/// What is missing for a machine with systemd.
+#[must_use]
+pub fn missing_systemd() -> Option<String> {
+    let absent = SYSTEMD.into_iter().find(|file| !Path::new(file).exists());
+    absent.map(|file| format!("needs {file} (packages systemd and dbus)"))
+}
+
+/// The distribution's programs with their libraries, and as few units as let them run.
+fn add_systemd(archive: &mut Archive<'_>) -> Result<(), TaskError> {
+    let mut files = BTreeSet::new();
+    for program in SYSTEMD {
+        files.insert(program.to_owned());
+        let needs = shell::stdout(shell::command("ldd").arg(program))?;
+        // `libc.so.6 => /lib/… (0x…)`, or the loader's path alone.
+        files.extend(needs.lines().filter_map(|line| {
+            line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned)
+        }));
+    }
+    for file in files {
+        archive.copy(Path::new(&file), &format!("payload{file}"))?;
+    }
+    for (name, text) in UNITS {
+        archive.add(&format!("payload/etc/{name}"), 0o100_644, text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A cpio archive as the kernel unpacks it.

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::files::children;
-use super::systemd::Manager;
+use super::systemd::{self, Manager};
 use super::{Cgroup, DEPTH_MAX, failed};
 use crate::LaunchError;
 use crate::error::tolerate;
@@ -33,8 +33,11 @@ impl Cgroup {
     /// A cgroup stays in use; the error says by whom.
     pub fn remove(&self) -> Result<(), LaunchError> {
         let mut first = match &self.unit {
-            Some(scope) => Manager::connect().and_then(|mut manager| manager.stop(&scope.unit)),
-            None => Ok(()),
+            // Without systemd there are no units.
+            Some(scope) if systemd::is_booted() => {
+                Manager::connect().and_then(|mut manager| manager.stop(&scope.unit))
+            }
+            _ => Ok(()),
         };
         let mut begun = None;
         for dir in self.v2.iter().chain(self.v1.iter().map(|h| &h.dir)) {

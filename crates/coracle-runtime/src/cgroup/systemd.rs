@@ -52,6 +52,11 @@ const fn method(member: &'static str, signature: &'static str) -> Method {
     }
 }
 
+/// Whether systemd is the system's first process.
+pub(super) fn is_booted() -> bool {
+    Path::new(BOOTED).is_dir()
+}
+
 /// A process that keeps a scope alive until the container's own is in it. Ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct Placeholder {
@@ -90,7 +95,7 @@ pub(super) struct Manager {
 
 impl Manager {
     pub(super) fn connect() -> Result<Self, LaunchError> {
-        if !Path::new(BOOTED).is_dir() {
+        if !is_booted() {
             let reason = "systemd does not run here; leave the systemd cgroup driver out (--systemd-cgroup)";
             return Err(LaunchError::spec("the systemd cgroup driver", reason));
         }
