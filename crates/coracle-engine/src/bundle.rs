@@ -323,9 +323,10 @@ fn sysctls(spec: &ContainerSpec, around: &Surroundings) -> std::collections::BTr
     let mut all = spec.security.sysctls.clone();
     if matches!(spec.network.mode, NetworkMode::Bridge | NetworkMode::None) {
         for (name, value) in coracle_runtime::defaults::network_sysctls() {
-            let value = match &around.rootless {
-                // The kernel takes groups of the user namespace only.
-                Some(rootless) if name == PING_GROUPS => format!("0 {}", rootless.last_gid),
+            // The kernel takes groups of the user namespace only.
+            let value = match (&around.rootless, &spec.security.id_maps) {
+                (_, Some(maps)) if name == PING_GROUPS => crate::userns::group_range(maps),
+                (Some(rootless), None) if name == PING_GROUPS => format!("0 {}", rootless.last_gid),
                 _ => value.to_owned(),
             };
             all.entry(name.to_owned()).or_insert(value);

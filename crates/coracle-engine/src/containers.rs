@@ -20,6 +20,7 @@ use coracle_state::lock::{self, Lock};
 use coracle_state::{ContainerId, names as taken};
 use coracle_store::layer::RootAttributes;
 use coracle_store::{Image, LeaseKind};
+use coracle_sys::idmap::Maps;
 
 use crate::merge::{Identity, merge};
 use crate::volumes::{disk_usage, remove_tree};
@@ -216,6 +217,8 @@ impl Engine {
     ) -> Result<Option<Lock>, EngineError> {
         let mut held = None;
         let mut root: Option<OwnedFd> = None;
+        // Where volumes can be id-mapped they keep the image's owners, elsewhere those are mapped while copied.
+        let maps = if self.is_rootless() { spec.security.id_maps.clone() } else { None };
         for (mount, request) in spec.mounts.iter_mut().zip(requests) {
             match &mut mount.source {
                 MountSource::Bind { path, .. } => prepare_bind(path, request.create_source)?,
@@ -232,7 +235,7 @@ impl Engine {
                     if !request.no_copy && volume.options.is_empty() && copyup::is_empty(&volume.mountpoint) {
                         let root = match &root {
                             Some(root) => root,
-                            None => root.insert(self.mount_image(&image.chain)?),
+                            None => root.insert(self.mount_image(&image.chain, maps.as_ref())?),
                         };
                         copyup::fill(root.as_fd(), &mount.target, &volume.mountpoint)?;
                     }
@@ -243,8 +246,8 @@ impl Engine {
     }
 
     /// A read-only view of an image's files, attached nowhere.
-    pub(crate) fn mount_image(&self, chain: &[DiffId]) -> Result<OwnedFd, EngineError> {
-        let root = self.store()?.layered_root(chain, None)?;
+    pub(crate) fn mount_image(&self, chain: &[DiffId], maps: Option<&Maps>) -> Result<OwnedFd, EngineError> {
+        let root = self.store()?.read_only_root(chain, maps)?;
         root.mount().map_err(|e| EngineError::io("mount the image", e))
     }
 

@@ -50,9 +50,7 @@ impl Engine {
             return Ok(ids);
         }
         let (uid, gid) = self.container_user(spec, chain)?;
-        let is_initial = coracle_sys::userns::is_initial()
-            .map_err(|e| EngineError::io("look at /proc/self/ns/user", e))?;
-        if !is_initial && spec.security.userns_mode.is_empty() && (uid, gid) != (0, 0) {
+        if self.is_rootless() && spec.security.userns_mode.is_empty() && (uid, gid) != (0, 0) {
             spec.security.userns_mode = format!("keep-id:uid={uid},gid={gid}");
             ids = self.allocate_ids(&spec.security, asked.caller)?;
             spec.security.id_maps.clone_from(&ids.maps);
@@ -88,7 +86,7 @@ impl Engine {
         if let Some(ids) = both {
             return Ok(ids);
         }
-        let root = self.mount_image(chain)?;
+        let root = self.mount_image(chain, None)?;
         let wanted = UserSpec { user: user.clone(), groups: Vec::new() };
         let found = coracle_runtime::user::resolve(root.as_fd(), &wanted)
             .map_err(|e| EngineError::invalid(coracle_base::explain::chain(&e)))?;

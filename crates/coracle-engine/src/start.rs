@@ -222,8 +222,7 @@ impl Engine {
             ..Surroundings::default()
         };
         around.host_files = hostfiles::write(self, spec, network)?;
-        around.maps_volumes = coracle_sys::userns::is_initial()
-            .map_err(|e| EngineError::io("look at /proc/self/ns/user", e))?;
+        around.maps_volumes = !self.is_rootless();
         for mount in &spec.mounts {
             around.mounts.push(self.resolve_mount(mount)?);
         }

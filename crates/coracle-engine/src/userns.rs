@@ -6,9 +6,10 @@
 //! range is taken by being written in a container's `spec.json`, and is free again when that is gone: there is no
 //! other record that could disagree. Two creations exclude each other by a lock.
 //!
-//! `keep-id` is the same with one id changed: the caller has his own number inside as outside.
+//! `keep-id` is the same with one id changed: the caller has his own number inside as outside. A user who is not root
+//! has few ids: his `keep-id` containers share all of them.
 //!
-//! Invariant: the ranges of containers that exist do not overlap, `keep-id`'s one id excepted.
+//! Invariant: the ranges of containers that exist do not overlap, `keep-id`'s one id and those of users excepted.
 //! Sources: podman-run(1) `--userns`, subuid(5), user_namespaces(7).
 
 use std::path::Path;
@@ -120,45 +121,76 @@ impl Engine {
         }
         check(security)?;
         let lock = lock::exclusive(&self.dirs().data.join("userns.lock"), self.command())?;
-        let mut taken = Vec::new();
+        let is_nested = self.is_rootless();
+        let mut taken = Maps::default();
         for container in self.containers()? {
-            taken.extend(container.spec.security.id_maps);
+            let Security { userns_mode, id_maps, .. } = container.spec.security;
+            if let Some(maps) = id_maps.filter(|_| !is_nested || !userns_mode.starts_with("keep-id")) {
+                taken.uids.extend(maps.uids);
+                taken.gids.extend(maps.gids);
+            }
         }
-        let is_initial = coracle_sys::userns::is_initial()
-            .map_err(|e| EngineError::io("look at /proc/self/ns/user", e))?;
         let read = |path: &str| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-        let pools = if is_initial {
-            (pool(&read("/etc/subuid")), pool(&read("/etc/subgid")))
+        let supply = if is_nested {
+            let (uids, gids) = (own(&read("/proc/self/uid_map")), own(&read("/proc/self/gid_map")));
+            Supply { uids, gids, taken, is_nested }
         } else {
-            (own(&read("/proc/self/uid_map")), own(&read("/proc/self/gid_map")))
+            let (uids, gids) = (pool(&read("/etc/subuid")), pool(&read("/etc/subgid")));
+            Supply { uids, gids, taken, is_nested }
         };
-        let size = if is_initial { DEFAULT_SIZE } else { DEFAULT_SIZE_NESTED };
-        let of = |taken: &[Maps], of: fn(&Maps) -> &[Range]| -> Vec<Range> {
-            taken.iter().flat_map(|maps| of(maps).iter().copied()).collect()
-        };
-        let (uids, gids) = (of(&taken, |m| &m.uids), of(&taken, |m| &m.gids));
-        let choose = |pool: &[(u32, u32)], taken: &[Range], size: u32, what: &str| {
-            first_free(pool, taken, size).ok_or_else(|| exhausted(size, what, is_initial))
-        };
-        let (maps, user) = match mode {
-            UserNamespace::Host => return Ok(Allocation::default()),
-            UserNamespace::Auto { size: wanted } => {
-                let size = wanted.unwrap_or(size);
+        let (maps, user) = supply.choose(mode, caller)?;
+        Ok(Allocation { maps: Some(maps), user, _lock: Some(lock) })
+    }
+}
+
+/// What ids there are.
+struct Supply {
+    /// For users: first and how many.
+    uids: Vec<(u32, u32)>,
+    /// For groups.
+    gids: Vec<(u32, u32)>,
+    /// Those of containers.
+    taken: Maps,
+    /// These are the ids of a user who is not root.
+    is_nested: bool,
+}
+
+impl Supply {
+    /// The ids of a new container, and who runs it by default.
+    fn choose(&self, mode: UserNamespace, caller: Caller) -> Result<(Maps, Option<String>), EngineError> {
+        match mode {
+            UserNamespace::Host => Ok((Maps::default(), None)),
+            UserNamespace::Auto { size } => {
+                let usual = if self.is_nested { DEFAULT_SIZE_NESTED } else { DEFAULT_SIZE };
+                let size = size.unwrap_or(usual);
+                let (uid, gid) = self.free(size)?;
                 let whole = |outside| vec![Range { inside: 0, outside, count: size }];
-                let uids = whole(choose(&pools.0, &uids, size, "user")?);
-                (Maps { uids, gids: whole(choose(&pools.1, &gids, size, "group")?) }, None)
+                Ok((Maps { uids: whole(uid), gids: whole(gid) }, None))
             }
             UserNamespace::KeepId { uid, gid } => {
-                // Inside another user namespace the caller is its root, with the number of the world outside.
-                let here = if is_initial { (caller.uid, caller.gid) } else { (0, 0) };
                 let (uid, gid) = (uid.unwrap_or(caller.uid), gid.unwrap_or(caller.gid));
-                let first = choose(&pools.0, &uids, size, "user")?;
-                let uids = keeping(first, size, uid, here.0);
-                let first = choose(&pools.1, &gids, size, "group")?;
-                (Maps { uids, gids: keeping(first, size, gid, here.1) }, Some(format!("{uid}:{gid}")))
+                let maps = if self.is_nested {
+                    // The caller is root here. All his other ids are the container's, and may be others' too.
+                    let all = |pool: &[(u32, u32)]| pool.first().copied().unwrap_or_default();
+                    Maps { uids: keeping(all(&self.uids), uid, 0), gids: keeping(all(&self.gids), gid, 0) }
+                } else {
+                    let (first_uid, first_gid) = self.free(DEFAULT_SIZE)?;
+                    Maps {
+                        uids: keeping((first_uid, DEFAULT_SIZE), uid, caller.uid),
+                        gids: keeping((first_gid, DEFAULT_SIZE), gid, caller.gid),
+                    }
+                };
+                Ok((maps, Some(format!("{uid}:{gid}"))))
             }
+        }
+    }
+
+    /// The first ids of the lowest free ranges of this size.
+    fn free(&self, size: u32) -> Result<(u32, u32), EngineError> {
+        let find = |pool: &[(u32, u32)], taken: &[Range], what: &str| {
+            first_free(pool, taken, size).ok_or_else(|| exhausted(size, what, !self.is_nested))
         };
-        Ok(Allocation { maps: Some(maps), user, _lock: Some(lock) })
+        Ok((find(&self.uids, &self.taken.uids, "user")?, find(&self.gids, &self.taken.gids, "group")?))
     }
 }
 
@@ -179,6 +211,13 @@ fn check(security: &Security) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// The lowest and the highest group that there is inside.
+pub(crate) fn group_range(maps: &Maps) -> String {
+    let first = maps.gids.iter().map(|range| range.inside).min().unwrap_or_default();
+    let last = maps.gids.iter().map(|range| range.inside + range.count.saturating_sub(1)).max();
+    format!("{first} {}", last.unwrap_or_default())
+}
+
 fn exhausted(size: u32, what: &str, is_initial: bool) -> EngineError {
     let file = if what == "user" { "/etc/subuid" } else { "/etc/subgid" };
     EngineError::Invalid {
@@ -194,14 +233,14 @@ fn exhausted(size: u32, what: &str, is_initial: bool) -> EngineError {
 }
 
 /// `size` ids from `first` on, but `inside` is `outside`.
-fn keeping(first: u32, size: u32, inside: u32, outside: u32) -> Vec<Range> {
+fn keeping((first, size): (u32, u32), inside: u32, outside: u32) -> Vec<Range> {
     let below = inside.min(size);
     let mut ranges = Vec::new();
     if below > 0 {
         ranges.push(Range { inside: 0, outside: first, count: below });
     }
     ranges.push(Range { inside, outside, count: 1 });
-    if inside < size - 1 {
+    if inside < size.saturating_sub(1) {
         ranges.push(Range { inside: inside + 1, outside: first + inside + 1, count: size - inside - 1 });
     }
     ranges
@@ -333,9 +372,10 @@ mod tests {
 
     #[test]
     fn the_caller_keeps_his_number() {
-        assert_eq!(keeping(5000, 100, 7, 7), [range(0, 5000, 7), range(7, 7, 1), range(8, 5008, 92)]);
-        assert_eq!(keeping(5000, 100, 0, 0), [range(0, 0, 1), range(1, 5001, 99)]);
-        assert_eq!(keeping(5000, 100, 99, 1), [range(0, 5000, 99), range(99, 1, 1)]);
-        assert_eq!(keeping(5000, 100, 1000, 1), [range(0, 5000, 100), range(1000, 1, 1)]);
+        assert_eq!(keeping((5000, 100), 7, 7), [range(0, 5000, 7), range(7, 7, 1), range(8, 5008, 92)]);
+        assert_eq!(keeping((5000, 100), 0, 0), [range(0, 0, 1), range(1, 5001, 99)]);
+        assert_eq!(keeping((5000, 100), 99, 1), [range(0, 5000, 99), range(99, 1, 1)]);
+        assert_eq!(keeping((5000, 100), 1000, 1), [range(0, 5000, 100), range(1000, 1, 1)]);
+        assert_eq!(keeping((0, 0), 1000, 0), [range(1000, 0, 1)], "nothing but the caller");
     }
 }

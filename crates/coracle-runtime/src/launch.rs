@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_sys::layered::LayeredRoot;
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -36,19 +36,6 @@ pub struct Launch {
     /// A missing working directory is made, owned by the user of the process.
     #[serde(default)]
     pub create_cwd: bool,
-}
-
-impl Launch {
-    /// Lets the container join a user namespace that is there already, where its configuration asks for one: the
-    /// network namespace that is passed along may belong to it.
-    pub fn join_user_namespace(&mut self, path: &Path) {
-        let namespaces = self.spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
-        for namespace in namespaces.into_iter().flatten() {
-            if namespace.typ() == LinuxNamespaceType::User {
-                namespace.set_path(Some(path.to_owned()));
-            }
-        }
-    }
 }
 
 /// Where a root file system comes from.

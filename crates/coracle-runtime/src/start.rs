@@ -35,7 +35,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     validate::check_sysctls(&launch.spec, plan.joins_own_network)?;
     plan.take(options.netns, options.userns);
     let entry = entry(launch, &plan, options.no_pivot)?;
-    let host = if may_open(&plan) { Some(Host::open(launch)?) } else { None };
+    let mut host = if may_open(&plan) { Some(Host::open(launch)?) } else { None };
     let program_options = ProgramOptions {
         init: launch.init,
         create_cwd: launch.create_cwd,
@@ -49,6 +49,12 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         warnings.push("without pivot_root, whoever may mount in the container can leave its root".to_owned());
     }
     let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
+    if let Some(host) = host.as_mut().filter(|_| plan.is_mapped())
+        && let Err(error) = host.sources.open_cgroups(&launch.spec, &cgroup)
+    {
+        tolerate(cgroup.remove(), "the first failure is the one to report; the next start finds the cgroup");
+        return Err(error);
+    }
     let hooks = launch.spec.hooks().as_ref();
     let departure = Departure {
         gate: options.gate,

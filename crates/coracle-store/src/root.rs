@@ -48,7 +48,24 @@ impl Store {
     /// # Errors
     /// A layer's id is not a SHA-256 digest, or the directory cannot be made.
     pub fn layered_root(&self, chain: &[DiffId], upper: Option<&Upper>) -> Result<LayeredRoot, StoreError> {
-        if self.is_initial()? { self.image_root(chain, upper) } else { self.tree_root(chain, upper) }
+        if self.is_initial()? {
+            self.image_root(chain, upper)
+        } else {
+            self.tree_root(chain, upper, upper.and_then(|u| u.maps.as_ref()))
+        }
+    }
+
+    /// A read-only root file system of these layers, with the owners that a container with these ids sees as the
+    /// image's.
+    ///
+    /// # Errors
+    /// As [`Store::layered_root`].
+    pub fn read_only_root(&self, chain: &[DiffId], maps: Option<&Maps>) -> Result<LayeredRoot, StoreError> {
+        if self.is_initial()? {
+            Ok(LayeredRoot { maps: maps.cloned(), ..self.image_root(chain, None)? })
+        } else {
+            self.tree_root(chain, None, maps)
+        }
     }
 
     /// The same from the layers' metadata images, which only the initial user namespace may mount.

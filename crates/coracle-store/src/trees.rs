@@ -133,6 +133,7 @@ impl Store {
         &self,
         chain: &[DiffId],
         upper: Option<&Upper>,
+        maps: Option<&Maps>,
     ) -> Result<LayeredRoot, StoreError> {
         let mut root = LayeredRoot {
             upper: upper.map(|u| u.upper.clone()),
@@ -142,7 +143,7 @@ impl Store {
             ..LayeredRoot::default()
         };
         if !chain.is_empty() {
-            let tree = self.tree(chain, upper.and_then(|u| u.maps.as_ref()))?;
+            let tree = self.tree(chain, maps)?;
             root.objects = (tree.kind == TreeKind::Merged).then(|| self.paths.objects());
             root.lowers.push(tree.dir.join("root"));
         }

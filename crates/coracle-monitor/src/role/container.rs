@@ -1,7 +1,7 @@
 //! Starting the container, its output, and its end.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use coracle_base::time::Timestamp;
 use coracle_base::timeline;
@@ -53,11 +53,7 @@ impl Monitor {
     }
 
     /// Starts the container and tells how it went. The plan's tree is gone afterwards.
-    pub(super) fn start(&mut self, mut plan: Plan) {
-        if let Some(userns) = &self.userns {
-            let path = format!("/proc/self/fd/{}", userns.as_raw_fd());
-            plan.launch.join_user_namespace(path.as_ref());
-        }
+    pub(super) fn start(&mut self, plan: Plan) {
         self.raise_oom_score();
         let launched = self.connect().and_then(|()| self.launch(&plan.launch));
         drop(plan);
@@ -84,8 +80,10 @@ impl Monitor {
                 streams::pipes(self.settings.open_stdin).map_err(setup("the container's streams"))?;
             (Some(ours), its)
         };
-        let netns = self.netns.as_ref().map(OwnedFd::try_clone).transpose().map_err(setup("a descriptor"))?;
-        let options = StartOptions { netns, ..StartOptions::default() };
+        let copy = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let netns = copy(&self.netns).map_err(setup("a descriptor"))?;
+        let userns = copy(&self.userns).map_err(setup("a descriptor"))?;
+        let options = StartOptions { netns, userns, ..StartOptions::default() };
         let mut running = coracle_runtime::start(launch, stdio, options).map_err(|e| not_started(&e))?;
         timeline::mark("monitor: program executed");
         let started_ns = Timestamp::now().0;

@@ -20,7 +20,9 @@ use super::{MS_PRIVATE, MS_SLAVE, Place, unnamed};
 use crate::LaunchError;
 use crate::namespaces::has_namespace;
 
-const UNIFIED: &str = "/sys/fs/cgroup";
+const UNIFIED_ROOT: &str = "/sys/fs/cgroup";
+/// The unified hierarchy's directory beside those of v1.
+pub(super) const UNIFIED: &str = "unified";
 
 pub(super) fn attach(target: &OwnedFd, options: &Options, place: &Place<'_>) -> Result<(), LaunchError> {
     let mut hierarchies = place.cgroup.hierarchies().peekable();
@@ -39,10 +41,14 @@ pub(super) fn attach(target: &OwnedFd, options: &Options, place: &Place<'_>) -> 
     parameters.extend(place.label.parameter());
     let top = mount::new_mount("tmpfs", &parameters, options.for_new() & !ATTR_RDONLY).map_err(unnamed)?;
     let mut trees = Vec::new();
-    let all = hierarchies.chain(place.cgroup.unified().map(|dir| ("unified", dir)));
+    let all = hierarchies.chain(place.cgroup.unified().map(|dir| (UNIFIED, dir)));
     for (name, dir) in all {
         rustix::fs::mkdirat(&top, name, Mode::from_raw_mode(0o755)).map_err(unnamed)?;
-        trees.push((name, mount::clone_path(dir, false).map_err(unnamed)?));
+        let tree = match place.sources.cgroup(name) {
+            Some(_) => None,
+            None => Some(mount::clone_path(dir, false).map_err(unnamed)?),
+        };
+        trees.push((name, tree));
         // `cpu` → `cpu,cpuacct`, as every distribution has it.
         for alias in name.split(',').filter(|alias| *alias != name) {
             rustix::fs::symlinkat(name, &top, alias).map_err(unnamed)?;
@@ -51,8 +57,10 @@ pub(super) fn attach(target: &OwnedFd, options: &Options, place: &Place<'_>) -> 
     mount::attach(top.as_fd(), target.as_fd()).map_err(unnamed)?;
     for (name, tree) in &trees {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = rustix::fs::openat(&top, *name, flags, Mode::empty()).map_err(unnamed)?;
-        mount::attach(tree.as_fd(), place.as_fd()).map_err(unnamed)?;
+        let target = rustix::fs::openat(&top, *name, flags, Mode::empty()).map_err(unnamed)?;
+        if let Some(tree) = tree.as_ref().map(AsFd::as_fd).or_else(|| place.sources.cgroup(name)) {
+            mount::attach(tree, target.as_fd()).map_err(unnamed)?;
+        }
     }
     let change = Attributes { set: options.for_new(), propagation: MS_PRIVATE, ..Attributes::default() };
     mount::set_attributes(top.as_fd(), true, &change).map_err(unnamed)
@@ -61,7 +69,7 @@ pub(super) fn attach(target: &OwnedFd, options: &Options, place: &Place<'_>) -> 
 /// What a `cgroup2` mount would show, from the host's: the container's own part where it has a cgroup namespace.
 fn bind_unified(options: &Options, place: &Place<'_>) -> io::Result<OwnedFd> {
     let own = place.cgroup.unified().filter(|_| has_namespace(place.spec, LinuxNamespaceType::Cgroup));
-    let tree = mount::clone_path(own.unwrap_or(Path::new(UNIFIED)), false)?;
+    let tree = mount::clone_path(own.unwrap_or(Path::new(UNIFIED_ROOT)), false)?;
     let change = Attributes { set: options.for_new(), propagation: MS_SLAVE, ..Attributes::default() };
     mount::set_attributes(tree.as_fd(), true, &change)?;
     Ok(tree)

@@ -21,8 +21,10 @@ use coracle_sys::{mount, process};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{Mode, OFlags};
 
+use super::cgroups::UNIFIED;
 use super::options::{Options, is_bind};
 use super::target::lexical;
+use crate::cgroup::Cgroup;
 use crate::{LaunchError, Root};
 
 /// What the mounts of a configuration need from outside the container.
@@ -31,6 +33,8 @@ pub(crate) struct Sources {
     list: Vec<Source>,
     /// Where the root lies on the host: destinations may be written with it.
     pub(super) root_path: Option<PathBuf>,
+    /// The container's cgroups by hierarchy, where a user namespace may be without a way to their directories.
+    cgroups: BTreeMap<String, OwnedFd>,
 }
 
 /// What one mount shows.
@@ -67,7 +71,25 @@ impl Sources {
             let field = format!("mounts[{idx}]");
             list.push(open_one(mount, &field, root_path.as_deref(), &mut tables)?);
         }
-        Ok(Self { list, root_path })
+        Ok(Self { list, root_path, cgroups: BTreeMap::new() })
+    }
+
+    /// Opens the container's cgroups, if it is to see them: a directory above may be closed to its root.
+    pub(crate) fn open_cgroups(&mut self, spec: &Spec, cgroup: &Cgroup) -> Result<(), LaunchError> {
+        if !spec.mounts().iter().flatten().any(|mount| mount.typ().as_deref() == Some("cgroup")) {
+            return Ok(());
+        }
+        for (name, dir) in cgroup.hierarchies().chain(cgroup.unified().map(|dir| (UNIFIED, dir))) {
+            let tree = mount::clone_path(dir, false)
+                .map_err(|e| LaunchError::step(format!("open the cgroup {}", dir.display()), e))?;
+            self.cgroups.insert(name.to_owned(), tree);
+        }
+        Ok(())
+    }
+
+    /// The cgroup of a hierarchy, if it was opened; for one mount only.
+    pub(super) fn cgroup(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.cgroups.get(name).map(AsFd::as_fd)
     }
 
     pub(super) fn of(&self, idx: usize) -> &Source {
