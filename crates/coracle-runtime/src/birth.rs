@@ -14,8 +14,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use coracle_sys::netdev;
 use coracle_sys::process::{self, CloneArgs, Cloned};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
@@ -24,7 +25,7 @@ use crate::channel::{Child, Message, Parent, channel};
 use crate::error::tolerate;
 use crate::hooks::{self, ContainerState, HookPoint, Status};
 use crate::maps::Maps;
-use crate::namespaces::{User, enter_pid_namespace, flag, leave_pid_namespace};
+use crate::namespaces::{User, enter_pid_namespace, flag, leave_pid_namespace, open_namespace};
 use crate::seccomp::Listener;
 use crate::stage::Stage;
 use crate::{Launch, LaunchError};
@@ -181,6 +182,7 @@ impl<'a> Follower<'a> {
                     self.process = Some((pid, open_child(pid)?));
                     mount_namespace = self.mount_namespace();
                 }
+                Message::Interfaces => self.move_interfaces(&parent)?,
                 Message::Hooks => self.run_hooks(&parent)?,
                 Message::Listener(number) => self.pass_listener(number, &parent)?,
                 Message::Executing => is_executing = true,
@@ -213,6 +215,23 @@ impl<'a> Follower<'a> {
         }
         if let Some(maps) = self.maps.take() {
             maps.write(pid)?;
+        }
+        parent.release()
+    }
+
+    /// By the starter, who has rights over the host's network.
+    fn move_interfaces(&self, parent: &Parent) -> Result<(), LaunchError> {
+        let linux = self.launch.spec.linux().as_ref();
+        let pid = self.process.as_ref().map_or(0, |(pid, _)| *pid);
+        let namespace = open_namespace(Path::new(&format!("/proc/{pid}/ns/net")), libc::CLONE_NEWNET)?;
+        for (name, device) in linux.and_then(|linux| linux.net_devices().as_ref()).into_iter().flatten() {
+            let new_name = device.name().as_deref().filter(|name| !name.is_empty()).unwrap_or(name);
+            netdev::move_to(name, namespace.as_fd(), new_name).map_err(|error| {
+                LaunchError::step(
+                    format!("move the interface {name} into the container as {new_name}"),
+                    error,
+                )
+            })?;
         }
         parent.release()
     }

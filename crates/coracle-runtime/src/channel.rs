@@ -8,6 +8,7 @@
 //!                   'L' number(4)                 a seccomp listener by its number there: waits to be let on
 //!                   'U'                           waits for the maps of its user namespace
 //!                   'B'                           a helper's child: waits until its pid is known and its maps written
+//!                   'N'                           waits for interfaces of the host
 //!                   'H'                           waits for the hooks of the caller's namespaces
 //!                   'R'                           ready: waits for the gate
 //!                   'D'                           detached: waits for whoever opens the gate
@@ -59,6 +60,7 @@ pub(crate) enum Message {
     Listener(RawFd),
     Maps,
     Born,
+    Interfaces,
     Hooks,
     Ready,
     Detached,
@@ -115,6 +117,7 @@ impl Parent {
                 .map_err(|_wrong_length| malformed()),
             (b'U', None) => Ok(Message::Maps),
             (b'B', None) => Ok(Message::Born),
+            (b'N', None) => Ok(Message::Interfaces),
             (b'H', None) => Ok(Message::Hooks),
             (b'R', None) => Ok(Message::Ready),
             (b'D', None) => Ok(Message::Detached),
@@ -186,6 +189,11 @@ impl Child {
     /// Has the starter run hooks, and waits until it has. Ends the process if it did not.
     pub(crate) fn wait_for_hooks(&self) {
         self.ask(b'H');
+    }
+
+    /// Has the starter move interfaces into this process's network namespace. Ends the process if it did not.
+    pub(crate) fn wait_for_interfaces(&self) {
+        self.ask(b'N');
     }
 
     /// Has the starter write the maps of this process's user namespace. Ends the process if it did not.

@@ -351,6 +351,7 @@ impl Caller<'_> {
                 Message::Listener(number) => listener = Some(number),
                 Message::Maps
                 | Message::Born
+                | Message::Interfaces
                 | Message::Hooks
                 | Message::Ready
                 | Message::Detached

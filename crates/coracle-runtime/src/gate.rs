@@ -190,6 +190,7 @@ pub fn open_gate(socket: &Path) -> Result<Vec<String>, LaunchError> {
             | Message::Listener(_)
             | Message::Maps
             | Message::Born
+            | Message::Interfaces
             | Message::Hooks
             | Message::Ready
             | Message::Detached => {}

@@ -178,6 +178,7 @@ impl Running {
                 | Message::Listener(_)
                 | Message::Maps
                 | Message::Born
+                | Message::Interfaces
                 | Message::Hooks
                 | Message::Ready => {}
             }

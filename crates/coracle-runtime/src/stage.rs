@@ -74,6 +74,9 @@ impl Stage<'_> {
             None => Host::open(self.launch)?,
         };
         self.isolate()?;
+        if spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()).is_some_and(|d| !d.is_empty()) {
+            channel.wait_for_interfaces();
+        }
         self.attach(root.as_fd())?;
         let assembled = mounts::assemble(spec, root.as_fd(), &sources, self.cgroup)?;
         self.run_hooks(channel)?;

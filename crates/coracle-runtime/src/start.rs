@@ -165,10 +165,6 @@ fn check<'a>(launch: &'a Launch, stdio: &Stdio) -> Result<&'a Process, LaunchErr
         let reason = "the streams that were given do not agree with it";
         return Err(LaunchError::spec("process.terminal", reason));
     }
-    let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().as_ref());
-    if devices.is_some_and(|devices| !devices.is_empty()) {
-        return Err(LaunchError::unsupported("linux.netDevices"));
-    }
     Ok(process)
 }
 

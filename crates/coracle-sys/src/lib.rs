@@ -10,6 +10,7 @@ pub mod idmap;
 pub mod layered;
 pub mod memory;
 pub mod mount;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod powercut;

@@ -1,6 +1,7 @@
 //! Namespaces made and joined, names, and whole bundles.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     ("without_namespaces_all_are_the_callers", without_namespaces),
     ("a_mount_namespace_is_joined_by_its_path", a_mount_namespace_is_joined),
     ("without_pivot_no_procfs_of_the_host_is_left", without_pivot),
+    ("interfaces_move_into_the_container_with_their_addresses", interfaces_move),
     ("the_propagation_of_the_root_is_as_asked", propagation_of_the_root),
 ];
 
@@ -317,4 +319,36 @@ fn a_bundle_runs_in_the_foreground(rig: &Rig) {
     assert_eq!(containers.run("bundle", &options).unwrap().code, 5);
     assert!(fs::metadata(&pid_file).unwrap().size() > 0);
     assert_eq!(cgroups_of(rig), Vec::<PathBuf>::new());
+}
+
+fn interfaces_move(rig: &Rig) {
+    let ip = |args: &str| {
+        let ended = std::process::Command::new("ip").args(args.split(' ')).output()?;
+        if ended.status.success() { Ok(()) } else { Err(io::Error::other(format!("ip {args}: {ended:?}"))) }
+    };
+    // In a network namespace of the test's own.
+    let made = coracle_sys::netns::create(|| {
+        ip("link add cora0 mtu 1789 type veth peer name cora1")?;
+        ip("addr add 169.254.169.77/32 dev cora0")?;
+        ip("addr add 127.0.0.33/8 scope host dev cora0")
+    });
+    let namespace = match made {
+        Ok((namespace, ())) => namespace,
+        Err(error) => return println!("skipped: cannot make interfaces: {error}"),
+    };
+    let script = "cat /sys/class/net/moved/mtu; cat /proc/net/fib_trie; cat /sys/class/net/moved/flags";
+    let mut launch = rig.sh(script);
+    let devices = serde_json::from_str(r#"{"cora0":{"name":"moved"}}"#).unwrap();
+    launch.spec.linux_mut().as_mut().unwrap().set_net_devices(Some(devices));
+    let (out, gone) = coracle_sys::netns::within(namespace.as_fd(), || {
+        Ok((output(&launch), ip("link show cora0").is_err()))
+    })
+    .unwrap();
+    assert!(out.starts_with("1789\n") && out.contains("169.254.169.77"), "{out}");
+    assert!(!out.contains("127.0.0.33"), "{out}");
+    let flags = out.lines().last().unwrap().trim_start_matches("0x");
+    assert_eq!(u32::from_str_radix(flags, 16).unwrap() & 1, 1, "it is up: {out}");
+    assert!(gone);
+    let error = chain(&failure(&launch));
+    assert!(error.contains("move the interface cora0"), "{error}");
 }
