@@ -302,8 +302,8 @@ impl<'a> Program<'a> {
             let stat = rustix::fs::fstat(stream).map_err(cannot)?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && stat.st_uid != uid {
                 match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
-                    // A pipe of somebody outside this user namespace.
-                    Ok(()) | Err(Errno::PERM | Errno::ROFS) => {}
+                    // A pipe of somebody outside this user namespace, or a user who is; that is told below.
+                    Ok(()) | Err(Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
                     Err(error) => return Err(cannot(error)),
                 }
             }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 
 use coracle_base::explain::chain;
-use coracle_runtime::{ExecLaunch, ExecOptions, LaunchError, Running, Target, UserSpec, exec};
+use coracle_runtime::{ExecLaunch, ExecOptions, LaunchError, Running, Stdio, Target, UserSpec, exec};
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Signal;
 
 use crate::Case;
+use crate::namespaces::{add, map_users};
 use crate::rig::{Rig, args, begin, exec_in, finish, pipes, text_of};
 
 pub(crate) const CASES: &[Case] = &[
@@ -22,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     ("exec_stays_inside_by_its_working_directory", exec_stays_inside_by_its_working_directory),
     ("exec_runs_in_a_cgroup_below_the_containers", exec_runs_in_a_cgroup_below_the_containers),
     ("exec_is_bound_to_the_cpus_of_its_affinity", exec_is_bound_to_the_cpus_of_its_affinity),
+    ("exec_joins_user_and_time_namespaces", exec_joins_user_and_time_namespaces),
     ("exec_returns_although_a_child_keeps_its_streams", exec_returns_although_a_child_keeps_its_streams),
 ];
 
@@ -213,6 +216,38 @@ fn exec_is_bound_to_the_cpus_of_its_affinity(rig: &Rig) {
         let error = chain(&exec_in(running, &request).unwrap_err());
         assert!(error.contains("process.execCPUAffinity.final"), "{error}");
     });
+}
+
+fn exec_joins_user_and_time_namespaces(rig: &Rig) {
+    let mut launch = rig.launch(&["cat"]);
+    map_users(rig, &mut launch);
+    add(&mut launch, LinuxNamespaceType::Time, None);
+    let offsets = serde_json::from_str(r#"{"boottime":{"secs":1000000,"nanosecs":0}}"#).unwrap();
+    launch.spec.linux_mut().as_mut().unwrap().set_time_offsets(Some(offsets));
+    let (running, piped) = begin(&launch);
+    let like = |list: &[&str]| ExecLaunch::like(&launch, args(list));
+    let script = "id -u; cat /proc/self/uid_map | tr -s ' '; grep -E 'CapEff|Seccomp:' /proc/self/status; \
+                  for kind in user time pid mnt net; do \
+                  [ $(readlink /proc/self/ns/$kind) = $(readlink /proc/1/ns/$kind) ] || echo other $kind; done; \
+                  read -r up rest < /proc/uptime; [ ${up%.*} -gt 1000000 ] && echo later; ls /proc/self/fd; touch /made";
+    let (code, out) = exec_in(&running, &like(&["sh", "-c", script])).unwrap();
+    let expected = "0\n 0 100000 65536\nCapEff:\t00000000a80425fb\nSeccomp:\t2\nlater\n0\n1\n2\n3\n";
+    assert_eq!((code, out.as_str()), (0, expected));
+    assert_eq!(fs::metadata(rig.root().join("made")).unwrap().uid(), 100_000);
+    let mut request = like(&["sh", "-c", "id -u; id -G"]);
+    request.process.set_user(serde_json::from_str(r#"{"uid":7,"gid":8,"additionalGids":[33]}"#).unwrap());
+    assert_eq!(exec_in(&running, &request).unwrap().1, "7\n8 33\n");
+    let mut request = like(&["true"]);
+    request.process.set_user(serde_json::from_str(r#"{"uid":70000,"gid":0}"#).unwrap());
+    let error = chain(&exec_in(&running, &request).unwrap_err());
+    assert!(error.contains("70000"), "{error}");
+    let target = Target { pidfd: running.pidfd.as_fd(), pid: running.pid, cgroup: &running.cgroup };
+    let terminal = Stdio::Terminal { rows: 7, cols: 8 };
+    let inside = exec(&target, &like(&["stty", "size"]), terminal, &ExecOptions::default()).unwrap();
+    assert_eq!(crate::process::read_terminal(inside.terminal.as_ref().unwrap()), "7 8\r\n");
+    assert_eq!(inside.wait().unwrap(), 0);
+    drop(piped);
+    assert_eq!(finish(&running), 0);
 }
 
 fn exec_returns_although_a_child_keeps_its_streams(rig: &Rig) {

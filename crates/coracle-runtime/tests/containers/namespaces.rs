@@ -34,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     ("the_propagation_of_the_root_is_as_asked", propagation_of_the_root),
 ];
 
-fn add(launch: &mut Launch, kind: LinuxNamespaceType, path: Option<&str>) {
+pub(crate) fn add(launch: &mut Launch, kind: LinuxNamespaceType, path: Option<&str>) {
     let namespaces = launch.spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap();
     namespaces.retain(|namespace| namespace.typ() != kind);
     let mut namespace = LinuxNamespace::default();
@@ -44,7 +44,7 @@ fn add(launch: &mut Launch, kind: LinuxNamespaceType, path: Option<&str>) {
 }
 
 /// Users 0 to 65535 are 100000 and so on outside.
-fn map_users(rig: &Rig, launch: &mut Launch) {
+pub(crate) fn map_users(rig: &Rig, launch: &mut Launch) {
     add(launch, LinuxNamespaceType::User, None);
     let map: Vec<LinuxIdMapping> =
         serde_json::from_str(r#"[{"containerID":0,"hostID":100000,"size":65536}]"#).unwrap();

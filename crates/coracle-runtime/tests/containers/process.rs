@@ -8,8 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use coracle_base::explain::chain;
 use coracle_runtime::{
-    ExecLaunch, ExecOptions, Launch, Running, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec,
-    start,
+    ExecLaunch, ExecOptions, Launch, SeccompSource, StartOptions, Stdio, Target, UserSpec, exec, start,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
@@ -316,13 +315,13 @@ fn a_terminal_is_the_containers(rig: &Rig) {
     process(&mut launch).set_terminal(Some(true));
     launch.user = Some(UserSpec { user: "bob".into(), groups: vec![] });
     let running = start(&launch, Stdio::Terminal { rows: 33, cols: 101 }, StartOptions::default()).unwrap();
-    let text = read_terminal(running.terminal.as_ref().unwrap(), &running);
+    let text = read_terminal(running.terminal.as_ref().unwrap());
     assert_eq!(text, "33 101\r\n/dev/pts/0\r\nto-console\r\n1000\r\n");
     assert_eq!(finish(&running), 0);
 }
 
 /// Until the other end is closed, which a terminal says by EIO.
-fn read_terminal(master: &OwnedFd, _running: &Running) -> String {
+pub(crate) fn read_terminal(master: &OwnedFd) -> String {
     let mut text = Vec::new();
     let mut part = [0; 256];
     while let Ok(n @ 1..) = rustix::io::read(master, &mut part) {
@@ -373,7 +372,7 @@ fn exec_has_a_terminal(rig: &Rig) {
     let request = ExecLaunch::like(&launch, args(&["stty", "size"]));
     let inside =
         exec(&target, &request, Stdio::Terminal { rows: 7, cols: 8 }, &ExecOptions::default()).unwrap();
-    assert_eq!(read_terminal(inside.terminal.as_ref().unwrap(), &inside), "7 8\r\n");
+    assert_eq!(read_terminal(inside.terminal.as_ref().unwrap()), "7 8\r\n");
     assert_eq!(inside.wait().unwrap(), 0);
     drop(piped);
     assert_eq!(finish(&running), 0);
