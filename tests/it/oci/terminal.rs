@@ -93,6 +93,35 @@ fn a_terminal_without_anybody_to_hold_it_is_refused() {
 }
 
 #[test]
+fn in_the_foreground_the_terminal_of_the_program_is_connected_to_the_caller_s() {
+    let Some(bundle) = Bundle::new(&["sh", "-c", "tty; echo one; read x; echo got $x"]) else { return };
+    if xtask::shell::find("script").is_none() {
+        println!("skipped: needs script");
+        return;
+    }
+    bundle.change(|config| config["process"]["terminal"] = json!(true));
+    let line = xtask::shell::line(&bundle.command(&["run", "-b", bundle.path(), &bundle.id("front")]));
+    let out = bundle.sandbox.files.join("shown");
+    // What the runtime writes goes to its standard output, whatever terminal it borrows.
+    let piped = format!("{line} > {}", out.display());
+    let mut command = bundle.command(&[]);
+    let environment: Vec<_> =
+        command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
+    command = xtask::shell::command("script");
+    command.env_clear().envs(environment).args(["-qec", &piped, "/dev/null"]);
+    let mut child =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"words\n").unwrap();
+    assert!(super::bundle::ends_in_time(i32::try_from(child.id()).unwrap()));
+    assert!(child.wait().unwrap().success());
+    let shown = std::fs::read_to_string(out).unwrap();
+    // What was typed is echoed at any moment.
+    let lines: Vec<&str> = shown.split('\n').filter(|line| *line != "words").collect();
+    assert_eq!(lines, ["/dev/pts/0", "one", "got words", ""], "{shown:?}");
+    bundle.assert_no_traces();
+}
+
+#[test]
 fn an_exec_can_have_a_terminal_of_its_own() {
     let Some(bundle) = Bundle::new(&["sleep", "1000"]) else { return };
     let id = &bundle.running("exectty");

@@ -63,6 +63,13 @@ impl HostTerminal {
     }
 }
 
+/// Sets a program's terminal up to be shown by the caller's: one of both ends lines with a carriage return, the
+/// caller's, which shows them.
+pub(super) fn prepare(master: &OwnedFd) -> Result<(), OciError> {
+    terminal::keep_newlines(master)
+        .map_err(|error| LaunchError::step("set the program's terminal up", error).into())
+}
+
 /// Copies, forwards and waits until the program has ended; its exit code.
 pub(super) fn watch(
     running: &Running,
@@ -71,11 +78,7 @@ pub(super) fn watch(
 ) -> Result<i32, OciError> {
     let cannot = |error: io::Error| OciError::from(LaunchError::step("wait for the container", error));
     let raw = match (&running.terminal, host) {
-        (Some(master), Some(host)) => {
-            // One of both terminals ends lines with a carriage return: the caller's, which shows them.
-            terminal::keep_newlines(master).map_err(cannot)?;
-            Some(RawMode::enter_for_input(host.0.as_fd()).map_err(cannot)?)
-        }
+        (Some(_), Some(host)) => Some(RawMode::enter_for_input(host.0.as_fd()).map_err(cannot)?),
         _ => None,
     };
     let code = follow(running, signals, host).map_err(cannot);

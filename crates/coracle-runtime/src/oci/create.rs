@@ -194,7 +194,7 @@ impl Making {
     }
 
     fn start(&mut self, stdio: Stdio, gate: Gate, options: &CreateOptions) -> Result<(), OciError> {
-        let detached = options.detach || !matches!(gate, Gate::None);
+        let detached = options.detach || matches!(gate, Gate::Socket(_));
         let start_options = StartOptions {
             preserve_fds: options.preserve_fds,
             gate,
@@ -240,10 +240,15 @@ impl Making {
         options: &CreateOptions,
         (signals, host): (&Signals, Option<&HostTerminal>),
     ) -> Result<i32, OciError> {
-        // Killed with us at any moment, the program may run at once.
-        self.start(stdio, Gate::None, options)?;
+        // Killed with us at any moment, the program may run at once; but not write before its terminal is set up.
+        let gate = if host.is_some() { Gate::Channel } else { Gate::None };
+        self.start(stdio, gate, options)?;
         self.hand_over(options)?;
+        if let Some(master) = self.running.as_ref().and_then(|running| running.terminal.as_ref()) {
+            attach::prepare(master)?;
+        }
         self.enter(Phase::Running)?;
+        self.release()?;
         self.lock = None;
         self.container.poststart()?;
         let code = match &self.running {
@@ -262,7 +267,9 @@ impl Making {
     fn hand_over(&mut self, options: &CreateOptions) -> Result<(), OciError> {
         let Some(running) = &mut self.running else { return Ok(()) };
         self.warnings.append(&mut running.warnings);
-        if let (Some(path), Some(master)) = (&options.console_socket, running.terminal.take()) {
+        if let Some(path) = &options.console_socket
+            && let Some(master) = running.terminal.take()
+        {
             send_descriptor(path, b"/dev/ptmx", master.as_fd())?;
         }
         if let Some(path) = &options.pidfd_socket {

@@ -114,6 +114,9 @@ impl Container {
             None => Stdio::Inherit,
         };
         let running = self.execute(&launch, stdio, options, &mut warnings)?;
+        if let Some(master) = &running.terminal {
+            attach::prepare(master)?;
+        }
         let code = attach::watch(&running, &signals, host.as_ref())?;
         Ok(Done { code, warnings })
     }
@@ -172,8 +175,8 @@ impl Container {
 }
 
 fn hand_over(running: &mut Running, options: &ExecRequest) -> Result<(), OciError> {
-    if let (Some(path), Some(master)) =
-        (&options.console_socket, running.terminal.take_if(|_| options.detach))
+    if let Some(path) = &options.console_socket
+        && let Some(master) = running.terminal.take()
     {
         send_descriptor(path, b"/dev/ptmx", master.as_fd())?;
     }

@@ -279,7 +279,8 @@ impl Containers {
         let path = spec.as_ref().and_then(|s| s.linux().as_ref()).and_then(|l| l.cgroups_path().as_deref());
         for driver in [Driver::Cgroupfs, Driver::Systemd] {
             let Ok(location) = Location::resolve(path, id, driver) else { continue };
-            let Ok(cgroup) = Cgroup::open(&location) else { continue };
+            // A scope of systemd's ends by itself once it is empty.
+            let Ok(cgroup) = Cgroup::at(location.path()) else { continue };
             cgroup.kill_all()?;
             cgroup.remove()?;
         }

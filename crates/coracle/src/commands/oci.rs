@@ -280,9 +280,10 @@ impl Log {
         }
         let message = failure.message.trim_end();
         self.record("error", message);
-        // What the program's own execution came to is said as a shell says it.
+        // What the program's own execution came to is said as a shell says it. Of other lines there are engines that
+        // look for the word, where an exit code would do.
         let bare = message.starts_with("exec ");
-        output::note(&format!("{}{}", if bare { "" } else { "coracle: " }, output::harmless(message)));
+        output::note(&format!("{}{}", if bare { "" } else { "error: " }, output::harmless(message)));
         // For people: programs that read a runtime's output take each line for a failure.
         if let (Some(hint), true) = (&failure.hint, coracle_sys::terminal::is_terminal(std::io::stderr())) {
             output::note(&format!("hint: {}", output::harmless(hint)));
