@@ -6,9 +6,11 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use coracle_base::explain::chain;
+use coracle_runtime::Launch;
 use coracle_sys::idmap::{Range, table};
 use coracle_sys::process::{CloneArgs, clone_child, execve, exit_now, wait_pidfd};
 use oci_spec::runtime::LinuxNamespaceType;
@@ -16,11 +18,16 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
 
 use crate::Case;
-use crate::rig::{Rig, failure, output, text_of};
+use crate::mounts::HostMount;
+use crate::rig::{Rig, failure, mount, output, text_of};
 
 pub(crate) const CASES: &[Case] = &[
     ("mounts_are_the_same_in_a_user_namespace", mounts_are_the_same_in_a_user_namespace),
     ("without_a_network_namespace_sys_is_the_hosts", without_a_network_namespace_sys_is_the_hosts),
+    ("a_user_namespace_of_its_own_has_its_mounts", a_user_namespace_of_its_own_has_its_mounts),
+    ("sources_need_no_rights_in_a_user_namespace", sources_need_no_rights_in_a_user_namespace),
+    ("a_user_namespace_keeps_what_the_host_has_locked", a_user_namespace_keeps_what_the_host_has_locked),
+    ("a_mount_takes_the_mapping_of_the_container", a_mount_takes_the_mapping_of_the_container),
 ];
 
 /// Cases that mean something there only.
@@ -158,4 +165,75 @@ fn become_inside(
     args.extend(names.iter().map(|name| string(name)));
     let env = [string(&format!("TMPDIR={}", temp.display())), string("PATH=/bin:/usr/bin")];
     Err(execve(&path, &args, &env))
+}
+
+/// Gives a container a user namespace of its own, and its root file system to the root of that.
+fn with_user_namespace(rig: &Rig, launch: &mut Launch) {
+    let mapping = format!(r#"[{{"containerID":0,"hostID":{FIRST_ID},"size":{N_IDS}}}]"#);
+    let namespace = serde_json::from_str(r#"{"type":"user"}"#).unwrap();
+    let linux = launch.spec.linux_mut().as_mut().unwrap();
+    linux.namespaces_mut().as_mut().unwrap().push(namespace);
+    linux.set_uid_mappings(Some(serde_json::from_str(&mapping).unwrap()));
+    linux.set_gid_mappings(Some(serde_json::from_str(&mapping).unwrap()));
+    chown_all(&rig.root());
+}
+
+fn chown_all(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(FIRST_ID), Some(FIRST_ID)).unwrap();
+    if path.symlink_metadata().unwrap().is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| chown_all(&entry.unwrap().path()));
+    }
+}
+
+fn a_user_namespace_of_its_own_has_its_mounts(rig: &Rig) {
+    let script = "cd /dev; stat -c '%n %t:%T' null tty; echo x > null; stat -c '%u %a' shm pts; \
+                  cat /proc/keys; ls /sys/class/net; ls /sys/fs/cgroup > null && echo cgroups; touch /made; \
+                  touch /sys/x 2>/dev/null || echo read-only";
+    let mut launch = rig.sh(script);
+    with_user_namespace(rig, &mut launch);
+    let expected = "null 1:3\ntty 5:0\n0 1777\n0 755\nlo\ncgroups\nread-only\n";
+    assert_eq!(output(&launch), expected);
+    assert_eq!(fs::metadata(rig.root().join("made")).unwrap().uid(), FIRST_ID);
+}
+
+fn sources_need_no_rights_in_a_user_namespace(rig: &Rig) {
+    let secret = rig.dir.join("secret");
+    fs::create_dir_all(secret.join("shown")).unwrap();
+    fs::write(secret.join("shown/file"), "content").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut launch = rig.sh("cat /shown/file /one");
+    with_user_namespace(rig, &mut launch);
+    let mounts = launch.spec.mounts_mut().as_mut().unwrap();
+    let source = |name: &str| secret.join(name).to_str().unwrap().to_owned();
+    mounts.push(mount("/shown", "bind", &source("shown"), &["rbind", "ro"]));
+    mounts.push(mount("/one", "bind", &source("shown/file"), &["bind"]));
+    assert_eq!(output(&launch), "contentcontent");
+}
+
+/// What the kernel would lock if the mount were made by the container's root.
+fn a_user_namespace_keeps_what_the_host_has_locked(rig: &Rig) {
+    // Read-only and without devices.
+    let volume = HostMount::new(rig.dir.join("volume"), 0x1 | 0x4);
+    let mut launch = rig.sh("grep -c ' /kept .*tmpfs ro,nosuid,nodev' /proc/mounts");
+    with_user_namespace(rig, &mut launch);
+    let mounts = launch.spec.mounts_mut().as_mut().unwrap();
+    mounts.push(mount("/kept", "bind", volume.path(), &["bind", "nosuid"]));
+    assert_eq!(output(&launch), "1\n");
+    let mounts = launch.spec.mounts_mut().as_mut().unwrap();
+    mounts.push(mount("/freed", "bind", volume.path(), &["bind", "rw"]));
+    let error = chain(&failure(&launch));
+    assert!(error.contains("operation not permitted") && error.contains("ro"), "{error}");
+}
+
+fn a_mount_takes_the_mapping_of_the_container(rig: &Rig) {
+    let volume = HostMount::new(rig.dir.join("volume"), 0);
+    fs::write(volume.0.join("file"), "").unwrap();
+    std::os::unix::fs::chown(volume.0.join("file"), Some(5), Some(6)).unwrap();
+    let mut launch = rig.sh("stat -c '%u %g' /mapped/file /plain/file; touch /mapped/new");
+    with_user_namespace(rig, &mut launch);
+    let mounts = launch.spec.mounts_mut().as_mut().unwrap();
+    mounts.push(mount("/mapped", "bind", volume.path(), &["bind", "idmap"]));
+    mounts.push(mount("/plain", "bind", volume.path(), &["bind"]));
+    assert_eq!(output(&launch), "5 6\n65534 65534\n");
+    assert_eq!(fs::metadata(volume.0.join("new")).unwrap().uid(), 0, "root's, on the host as well");
 }

@@ -151,11 +151,11 @@ fn add(launch: &mut Launch, mount: Mount) {
 }
 
 /// A directory of the host with a tmpfs on it; gone with the value.
-struct HostMount(PathBuf);
+pub(crate) struct HostMount(pub(crate) PathBuf);
 
 impl HostMount {
     /// With other attributes than a mount has by default, and private, so that nothing of it spreads.
-    fn new(dir: PathBuf, attributes: u64) -> Self {
+    pub(crate) fn new(dir: PathBuf, attributes: u64) -> Self {
         fs::create_dir_all(&dir).unwrap();
         let tmpfs = host::new_mount("tmpfs", &[("mode", Some("755"))], attributes).unwrap();
         host::set_attributes(
@@ -168,7 +168,7 @@ impl HostMount {
         Self(dir)
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.0.to_str().unwrap()
     }
 }
