@@ -156,7 +156,15 @@ pub(super) fn parse_as<T: DeserializeOwned>(
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { name.to_owned() } else { path };
-        LaunchError::spec(field, error.into_inner().to_string())
+        let reason = error.into_inner().to_string();
+        // The words that runc's users know.
+        let reason = match field.strip_prefix("linux.memoryPolicy") {
+            Some(".mode") => format!("invalid memory policy mode: {reason}"),
+            Some(part) if part.starts_with(".flags") => format!("invalid memory policy flag: {reason}"),
+            Some(_) => format!("invalid memory policy: {reason}"),
+            None => reason,
+        };
+        LaunchError::spec(field, reason)
     })
 }
 
@@ -278,9 +286,18 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field_and_what_is_wrong_with_it() {
         type Change = fn(&mut Value);
-        let cases: [(Change, &[&str]); 10] = [
+        let cases: [(Change, &[&str]); 13] = [
             (|v| v["ociVersion"] = json!("0.9.0"), &["ociVersion", "0.9.0", "1.0.0"]),
             (|v| v["ociVersion"] = json!("x"), &["ociVersion", "no version"]),
+            (|v| v["linux"]["memoryPolicy"] = json!({}), &["linux.memoryPolicy", "invalid memory policy"]),
+            (
+                |v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_NO"}),
+                &["linux.memoryPolicy.mode", "invalid memory policy mode", "MPOL_BIND"],
+            ),
+            (
+                |v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["F"]}),
+                &["linux.memoryPolicy.flags[0]", "invalid memory policy flag"],
+            ),
             (|v| v["process"]["args"] = json!([]), &["process.args", "empty"]),
             (|v| v["process"]["cwd"] = json!("tmp"), &["process.cwd", "absolute"]),
             (|v| v["process"]["user"]["uid"] = json!("root"), &["process.user.uid", "string"]),
