@@ -123,6 +123,13 @@ fn complete_process(process: &mut Value, warnings: &mut Vec<String>) {
         if !process.contains_key("user") {
             process.insert("user".to_owned(), serde_json::json!({}));
         }
+        // The specification's name of this flag is not the one that the types know.
+        let flags = process.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags"));
+        for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+            if flag == "SCHED_FLAG_RESET_ON_FORK" {
+                *flag = Value::from("SCHED_RESET_ON_FORK");
+            }
+        }
         let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
         for set in sets.into_iter().flat_map(serde_json::Map::values_mut).filter_map(Value::as_array_mut) {
             // The specification wants a warning here and no failure: to have less is safe.
@@ -354,6 +361,17 @@ mod tests {
         assert_eq!(process.args().as_deref(), Some(&["ls".to_owned()][..]));
         let refused = parse_process(br#"{"cwd": "/"}"#, &mut Vec::new()).unwrap_err();
         assert!(refused.to_string().contains("process.args"));
+    }
+
+    #[test]
+    fn a_flag_of_the_scheduler_has_two_names() {
+        for name in ["SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"] {
+            let text = format!(
+                r#"{{"args": ["ls"], "cwd": "/", "scheduler": {{"policy": "SCHED_BATCH", "flags": ["{name}"]}}}}"#
+            );
+            let process = parse_process(text.as_bytes(), &mut Vec::new()).unwrap();
+            assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().map(Vec::len), Some(1));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod cgroups;
 mod exec;
+mod faults;
 mod gate;
 mod hooks;
 mod hostile;
@@ -46,6 +47,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         cgroups::CASES,
         namespaces::CASES,
         gate::CASES,
+        faults::CASES,
         hooks::CASES,
     ];
     areas.into_iter().flatten()
