@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_container_dies_with_its_starter", a_container_dies_with_its_starter),
     ("a_bundle_runs_in_the_foreground", a_bundle_runs_in_the_foreground),
     ("a_user_namespace_maps_the_root_of_the_container", a_user_namespace_maps),
+    ("a_user_without_rights_maps_himself", a_user_without_rights),
     ("a_user_of_a_user_namespace_keeps_its_groups", a_user_of_a_user_namespace),
     ("a_user_namespace_is_joined_by_its_path", a_user_namespace_is_joined),
     ("a_new_user_namespace_goes_with_joined_others", a_new_user_namespace_with_joined_others),
@@ -351,4 +352,37 @@ fn interfaces_move(rig: &Rig) {
     assert!(gone);
     let error = chain(&failure(&launch));
     assert!(error.contains("move the interface cora0"), "{error}");
+}
+
+fn a_user_without_rights(rig: &Rig) {
+    const USER: u32 = 54_321;
+    let mut launch = rig.sh("id -u; touch /made; cat /proc/self/setgroups");
+    add(&mut launch, LinuxNamespaceType::User, None);
+    let map: Vec<LinuxIdMapping> =
+        serde_json::from_str(r#"[{"containerID":0,"hostID":54321,"size":1}]"#).unwrap();
+    let linux = launch.spec.linux_mut().as_mut().unwrap();
+    linux.set_uid_mappings(Some(map.clone())).set_gid_mappings(Some(map));
+    // Nobody gave him cgroups.
+    linux.set_cgroups_path(None).set_resources(None);
+    launch.spec.mounts_mut().as_mut().unwrap().retain(|m| m.destination() != Path::new("/sys/fs/cgroup"));
+    own_all(&rig.root(), USER);
+    std::os::unix::fs::chown(&rig.dir, Some(USER), Some(USER)).unwrap();
+    let (stdio, piped) = pipes();
+    let mut stdio = Some(stdio);
+    let child = coracle_sys::process::clone_child(&coracle_sys::process::CloneArgs::default(), || {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(USER), rustix::fs::Gid::from_raw(USER));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        match start(&launch, stdio.take().unwrap(), StartOptions::default()) {
+            Ok(running) => coracle_sys::process::exit_now(running.wait().unwrap()),
+            Err(error) => println!("{}", chain(&error)),
+        }
+    })
+    .unwrap();
+    drop(stdio);
+    let (out, err) = (text_of(piped.stdout), text_of(piped.stderr));
+    assert_eq!(coracle_sys::process::wait_pidfd(child.pidfd.unwrap().as_fd()).unwrap(), 0, "{out}{err}");
+    assert_eq!(out, "0\ndeny\n", "{err}");
+    assert_eq!(fs::metadata(rig.root().join("made")).unwrap().uid(), USER);
 }
