@@ -87,6 +87,7 @@ impl Container {
         if all && first.is_some() && !is_kill {
             return self.signal_all(signal);
         }
+        let mut kills_all = false;
         // Without a pid namespace of its own nobody dies with the first process.
         if is_kill && (all || !self.record.own_pid_namespace) {
             let cgroup = self.cgroup()?;
@@ -94,16 +95,19 @@ impl Container {
                 return self.not_running();
             }
             cgroup.kill_all()?;
+            kills_all = true;
         }
         match first {
             Some(pidfd) => match coracle_sys::terminal::send_signal(pidfd.as_fd(), signal) {
+                // Killed by its cgroup a moment ago: whoever has no cgroups of his own is killed here.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) && kills_all => Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => self.not_running(),
                 Err(error) => Err(LaunchError::step(format!("send signal {signal}"), error).into()),
                 // Frozen, it would not notice that it is dead.
                 Ok(()) if is_kill => Ok(self.cgroup().and_then(|cgroup| Ok(cgroup.thaw()?))?),
                 Ok(()) => Ok(()),
             },
-            None if is_kill && !self.record.own_pid_namespace => Ok(()),
+            None if kills_all => Ok(()),
             None => self.not_running(),
         }
     }
