@@ -69,6 +69,22 @@ fn a_program_that_cannot_be_executed_is_told_in_docker_s_words() {
 }
 
 #[test]
+fn a_start_that_is_refused_a_cgroup_in_use_leaves_its_holder_alone() {
+    let Some(bundle) = Bundle::new(&["sleep", "60"]) else { return };
+    let (holder, other) = (&bundle.id("holder"), &bundle.id("other"));
+    // The place is named after the holder, so that it counts among its traces.
+    bundle.change(|config| config["linux"]["cgroupsPath"] = json!(format!("/{holder}")));
+    bundle.oci(&["run", "-d", "-b", bundle.path(), holder]).ok();
+    for verb in ["create", "run"] {
+        bundle.oci(&[verb, "-b", bundle.path(), other]).fails(1, &["container's cgroup is not empty"]);
+        bundle.assert_gone(other);
+    }
+    bundle.assert_status(holder, "running");
+    bundle.oci(&["delete", "--force", holder]).ok();
+    bundle.assert_no_traces();
+}
+
+#[test]
 fn the_log_has_what_standard_error_has() {
     let Some(bundle) = Bundle::new(&["true"]) else { return };
     let log = bundle.sandbox.files.join("log.json");

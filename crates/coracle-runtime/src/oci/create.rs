@@ -303,6 +303,8 @@ impl Making {
             crate::birth::end(&running.pidfd);
         }
         let removed = match self.lock.take().map_or_else(|| self.container.lock(), Ok) {
+            // What the start made it took back itself, and its cgroup may have been refused as another's.
+            Ok(_lock) if self.container.record.pid == 0 => self.container.forget(&mut self.warnings),
             Ok(lock) => self.container.remove(&lock, &mut self.warnings),
             Err(gone) => Err(gone),
         };

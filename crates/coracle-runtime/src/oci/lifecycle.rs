@@ -197,6 +197,12 @@ impl Container {
         if let Ok(cgroup) = &cgroup {
             cgroup.remove()?;
         }
+        self.forget(warnings)
+    }
+
+    /// Removes what is on disk, with the hooks that belong to that, and touches no cgroup: where a start was refused
+    /// because its cgroup is in use, what lies there is another container's.
+    pub(super) fn forget(&self, warnings: &mut Vec<String>) -> Result<(), OciError> {
         state::remove(&self.dir)?;
         if let Some(hooks) = &self.record.hooks
             && let Err(error) =
