@@ -8,7 +8,7 @@ use xtask::vm::{self, Guest, Outcome};
 use xtask::{binary, scratch};
 
 /// Far more than a machine needs that shares its processors with the rest of the suite.
-const TIMEOUT: Duration = Duration::from_secs(540);
+const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// What a guest's script wrote, or `None` after saying what this machine lacks.
 fn run(guest: &Guest) -> Option<Outcome> {
@@ -52,7 +52,8 @@ fn containers_keep_their_promises_on_cgroup_v2() {
     let program = binary::build_test("containers").unwrap();
     let guest = Guest {
         files: vec![(program, "/containers".to_owned())],
-        script: "uname -r; cat /sys/fs/cgroup/cgroup.controllers; /containers".to_owned(),
+        script: "uname -r; mount | grep ' /tmp '; cat /sys/fs/cgroup/cgroup.controllers; /containers"
+            .to_owned(),
         timeout: TIMEOUT,
         ..Guest::default()
     };

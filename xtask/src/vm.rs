@@ -27,6 +27,7 @@ use crate::shell::{self, Background};
 /// say what they lack.
 const MODULES: [&str; 9] =
     ["overlay", "erofs", "loop", "veth", "bridge", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct"];
+const MAKE_EXT4: &str = "/sbin/mke2fs";
 const SYSTEMD: [&str; 4] =
     ["/lib/systemd/systemd", "/usr/bin/systemctl", "/usr/bin/busctl", "/usr/bin/dbus-daemon"];
 /// Files below `/etc` of a machine with systemd.
@@ -208,7 +209,8 @@ impl Kernel {
 
 fn write_archive(guest: &Guest, kernel: &Kernel, path: &Path) -> Result<(), TaskError> {
     let file = fs::File::create(path).map_err(io("create", path))?;
-    let mut archive = Archive { out: BufWriter::new(file), path, dirs: BTreeSet::new(), next: 1 };
+    let mut archive =
+        Archive { out: BufWriter::new(file), path, dirs: BTreeSet::new(), files: BTreeSet::new(), next: 1 };
     let busybox = shell::find("busybox").ok_or_else(|| TaskError::Missing {
         what: "busybox".to_owned(),
         remedy: "apt-get install busybox-static".to_owned(),
@@ -224,6 +226,10 @@ fn write_archive(guest: &Guest, kernel: &Kernel, path: &Path) -> Result<(), Task
         order.push('\n');
     }
     archive.add("modules/order", 0o100_644, order.as_bytes())?;
+    // For a file system that maps ids and knows fs-verity: tmpfs of older kernels does neither.
+    if Path::new(MAKE_EXT4).exists() {
+        add_programs(&mut archive, &[MAKE_EXT4])?;
+    }
     if guest.systemd {
         add_systemd(&mut archive)?;
     }
@@ -240,11 +246,11 @@ pub fn missing_systemd() -> Option<String> {
     absent.map(|file| format!("needs {file} (packages systemd and dbus)"))
 }
 
-/// The distribution's programs with their libraries, and as few units as let them run.
-fn add_systemd(archive: &mut Archive<'_>) -> Result<(), TaskError> {
+/// Programs with their libraries.
+fn add_programs(archive: &mut Archive<'_>, programs: &[&str]) -> Result<(), TaskError> {
     let mut files = BTreeSet::new();
-    for program in SYSTEMD {
-        files.insert(program.to_owned());
+    for program in programs {
+        files.insert((*program).to_owned());
         let needs = shell::stdout(shell::command("ldd").arg(program))?;
         // `libc.so.6 => /lib/… (0x…)`, or the loader's path alone.
         files.extend(needs.lines().filter_map(|line| {
@@ -252,8 +258,17 @@ fn add_systemd(archive: &mut Archive<'_>) -> Result<(), TaskError> {
         }));
     }
     for file in files {
-        archive.copy(Path::new(&file), &format!("payload{file}"))?;
+        // Read by several sets of programs, and written once.
+        if archive.files.insert(file.clone()) {
+            archive.copy(Path::new(&file), &format!("payload{file}"))?;
+        }
     }
+    Ok(())
+}
+
+/// The distribution's programs, and as few units as let them run.
+fn add_systemd(archive: &mut Archive<'_>) -> Result<(), TaskError> {
+    add_programs(archive, &SYSTEMD)?;
     for (name, text) in UNITS {
         archive.add(&format!("payload/etc/{name}"), 0o100_644, text.as_bytes())?;
     }
@@ -265,6 +280,8 @@ struct Archive<'a> {
     out: BufWriter<fs::File>,
     path: &'a Path,
     dirs: BTreeSet<String>,
+    /// Files of this machine that are in it under their own names.
+    files: BTreeSet<String>,
     next: u32,
 }
 
