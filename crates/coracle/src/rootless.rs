@@ -11,7 +11,7 @@
 //! own. Commands that only read do not enter: what they read belongs to the user himself.
 //!
 //! Invariant: after [`enter`] the process is either root (of a namespace), or its command needs no more than files
-//! of its user. Source: user_namespaces(7); DECISIONS/004.
+//! of its user. Source: user_namespaces(7); DECISIONS/006.
 
 mod living;
 mod maps;
