@@ -152,11 +152,16 @@ impl Engine {
                 "try again in a moment",
             )
         })?;
+        let mut ports = connected.ports;
+        if connected.helper.is_some() {
+            // A program that binds the ports itself must find them free, so that no copy may wait here to be closed.
+            ports.clear();
+        }
         let fds = PlanFds {
             monitor_lock: held.into_file().into(),
             netns: connected.netns,
             userns: connected.userns,
-            ports: connected.ports,
+            ports,
         };
         let mut session = coracle_monitor::spawn(&path, fds, options.attach)?;
         timeline::mark("monitor spawned");

@@ -78,7 +78,7 @@ pub struct PlanFds {
     /// The container's user namespace, if it has one of its own: it takes the place of the path of the user
     /// namespace in the configuration.
     pub userns: Option<OwnedFd>,
-    /// Sockets that keep the published ports reserved while the container runs, or until its helper has them.
+    /// Sockets that keep the published ports reserved while the container runs; none if its helper binds them.
     pub ports: Vec<OwnedFd>,
 }
 

@@ -64,7 +64,7 @@ pub struct PastaPlan {
     pub endpoint: Endpoint,
     /// What `ps` shows, in the order of the request.
     pub published: Vec<Published>,
-    /// Keep the ports until right before the program starts, which binds them itself.
+    /// Keep the ports until right before the monitor is started, whose program binds them itself.
     pub ports: Vec<OwnedFd>,
 }
 

@@ -18,6 +18,8 @@ mod maps;
 pub(crate) mod place;
 mod subid;
 
+use std::os::fd::OwnedFd;
+
 use coracle_base::timeline;
 use coracle_state::{Dirs, files, lock};
 use coracle_sys::userns;
@@ -70,21 +72,35 @@ pub(crate) fn enter(context: &Context, command: &str) -> Result<(), Failure> {
     let failed = |e: coracle_state::StateError| Failure::of(&e).with_code(NOT_RUN);
     let lock = lock::exclusive(&context.dirs.run.join("userns.lock"), &context.command).map_err(failed)?;
     let (others, command) = living::commands(&context.dirs).map_err(failed)?;
-    let process = match command {
-        Some(process) => Some(process),
-        None => living::monitor(&context.dirs).map_err(failed)?,
+    let joined = match command {
+        Some(command) => join(&command)?,
+        None => false,
     };
-    match process {
-        Some(process) => userns::join(&process).map_err(|e| {
-            Failure::new(NOT_RUN, format!("cannot enter the user namespace of this user's containers: {e}"))
-                .with_hint("stop the containers, and try again")
-        })?,
-        None => make(context, uid)?,
+    let joined = joined
+        || match living::monitor(&context.dirs).map_err(failed)? {
+            Some(monitor) => join(&monitor)?,
+            None => false,
+        };
+    if !joined {
+        make(context, uid)?;
     }
     living::enlist(&context.dirs, others).map_err(failed)?;
     drop(lock);
     timeline::mark("user namespace");
     Ok(())
+}
+
+/// Whether the process was still there to be joined.
+fn join(process: &OwnedFd) -> Result<bool, Failure> {
+    match userns::join(process) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(false),
+        Err(e) => Err(Failure::new(
+            NOT_RUN,
+            format!("cannot enter the user namespace of this user's containers: {e}"),
+        )
+        .with_hint("if they were started by another login that sees more than this one, use that one")),
+    }
 }
 
 fn is_reader(command: &str) -> bool {

@@ -51,8 +51,6 @@ impl Monitor {
             return Ok(());
         }
         let Some(helper) = self.settings.helper.clone() else { return Ok(()) };
-        // It binds the published ports itself.
-        self.ports.clear();
         let pidfd = self.start_helper(&helper)?;
         self.connection = Some(Connection { pidfd, restarts: 0 });
         Ok(())
