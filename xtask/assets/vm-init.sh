@@ -28,7 +28,7 @@ $B mkdir -p dev/pts dev/shm
 $B mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts dev/pts
 $B mount -t tmpfs tmpfs dev/shm
 # ext4 on a loop device, where it can be had: older kernels map no ids on tmpfs.
-if [ -x sbin/mke2fs ] && $B truncate -s 512M disk && $B chroot /new /sbin/mke2fs -q -F -t ext4 -O verity /disk; then
+if [ -x sbin/mke2fs ] && $B truncate -s 512M disk && $B chroot /new /sbin/mke2fs -q -F -j -O extent,verity /disk; then
     $B mount -t ext4 -o loop disk tmp && $B chmod 1777 tmp
 else
     $B mount -t tmpfs -o mode=1777 tmpfs tmp
