@@ -333,6 +333,58 @@ fn files_of_containers_belong_to_the_user_and_to_his_range() {
 }
 
 #[test]
+fn a_user_keeps_his_number_and_others_may_be_him() {
+    let Some(user) = User::with_busybox() else { return };
+    let shared = user.place.join("home/shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("his"), "his").unwrap();
+    for path in [shared.clone(), shared.join("his")] {
+        std::os::unix::fs::chown(path, Some(user.uid), Some(user.uid)).unwrap();
+    }
+    let owner = |name: &str| {
+        let found = shared.join(name).symlink_metadata().unwrap();
+        let owner = (found.uid(), found.gid());
+        fs::remove_file(shared.join(name)).unwrap();
+        owner
+    };
+    let bind = format!("{}:/h", shared.display());
+    let script =
+        "id -u; stat -c %u:%g /h/his /bin/busybox; echo x > /h/new; ip addr show eth0 | grep -c inet";
+    let (uid, me) = (user.uid, format!("{0}:{0}", user.uid));
+    let out =
+        user.run(&["run", "--rm", "--userns", "keep-id", "-v", &bind, "busybox", "sh", "-c", script]).ok();
+    assert_eq!(out, format!("{uid}\n{me}\n0:0\n1"));
+    assert_eq!(owner("new"), (uid, uid));
+
+    // The container's user is the caller for this mount, so he is it for all.
+    let mount = format!("type=bind,src={},dst=/h,bind-idmap=match-user", shared.display());
+    let id = user
+        .run(&[
+            "run",
+            "-d",
+            "--user",
+            "1000:1000",
+            "--mount",
+            &mount,
+            "-v",
+            "data:/etc",
+            "busybox",
+            "sleep",
+            "1000",
+        ])
+        .ok();
+    let script = "id -u; stat -c %u:%g /h/his /bin/busybox /etc/passwd; echo x > /h/new";
+    assert_eq!(user.run(&["exec", &id, "sh", "-c", script]).ok(), "1000\n1000:1000\n0:0\n0:0");
+    assert_eq!(owner("new"), (uid, uid));
+    assert!(user.inspect(&id, "/HostConfig/UsernsMode").as_str().unwrap().starts_with("keep-id"));
+    user.run(&["exec", "-u", "0", &id, "sh", "-c", "chown 5:6 /bin/busybox && rm /etc/group"]).ok();
+    user.run(&["rm", "-f", &id]).ok();
+
+    let map = user.run(&["run", "--rm", "--userns", "auto", "busybox", "cat", "/proc/self/uid_map"]).ok();
+    assert_eq!(map.split_ascii_whitespace().collect::<Vec<_>>(), ["0", "1", "1024"]);
+}
+
+#[test]
 fn published_ports_keep_the_clients_address() {
     let Some(user) = User::with_busybox() else { return };
     user.run(&[
@@ -500,6 +552,15 @@ fn without_ranges_there_is_one_user_and_that_is_said_once() {
     user.pull_busybox();
     let run = user.run(&["run", "--rm", "busybox", "id", "-u"]);
     assert_eq!(run.ok(), "0");
+    // Nobody but the caller: as root, or under his own number.
+    let mount = "type=bind,src=/home,dst=/h,bind-idmap=match-user";
+    user.run(&["run", "--rm", "--mount", mount, "busybox", "true"])
+        .fails(125, &["/home does not belong to you", "only root"]);
+    let mount = "type=bind,src=/home,dst=/h,bind-idmap=userns";
+    user.run(&["run", "--rm", "--mount", mount, "busybox", "true"]).fails(125, &["needs root", "match-user"]);
+    let own = user.run(&["run", "--rm", "--userns", "keep-id", "busybox", "id", "-u"]);
+    assert_eq!(own.ok(), user.uid.to_string());
+    user.run(&["run", "--rm", "--userns", "auto", "busybox", "true"]).fails(125, &["/etc/subuid"]);
     user.run(&["run", "--rm", "-u", "5:5", "busybox", "true"]).fails(125, &["/etc/subgid"]);
 }
 

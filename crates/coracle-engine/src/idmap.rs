@@ -46,6 +46,9 @@ impl Engine {
             spec.process.user.clone_from(user);
         }
         spec.security.id_maps.clone_from(&ids.maps);
+        if self.is_rootless() {
+            refuse_maps(&spec.mounts)?;
+        }
         if !spec.mounts.iter().any(is_matched) {
             return Ok(ids);
         }
@@ -66,6 +69,15 @@ impl Engine {
                 });
                 let owner =
                     owner.map_err(|e| EngineError::io(format!("look at the bind source {path}"), e))?;
+                // The container's user is the caller: nobody else can be him.
+                if self.is_rootless() && (owner.uid(), owner.gid()) != (0, 0) {
+                    return Err(EngineError::Invalid {
+                        message: format!(
+                            "bind-idmap=match-user: {path} does not belong to you and your group"
+                        ),
+                        hint: Some("only root can match the owners of other people's files".to_owned()),
+                    });
+                }
                 *idmap = BindIdmap::MatchUser {
                     ids: Some(MatchedIds {
                         container_uid: uid,
@@ -91,6 +103,18 @@ impl Engine {
         let found = coracle_runtime::user::resolve(root.as_fd(), &wanted)
             .map_err(|e| EngineError::invalid(coracle_base::explain::chain(&e)))?;
         Ok((found.uid, found.gid))
+    }
+}
+
+/// Inside a user namespace the kernel maps no mounts of the host.
+fn refuse_maps(mounts: &[MountSpec]) -> Result<(), EngineError> {
+    let wants = |m: &&MountSpec| matches!(m.source, MountSource::Bind { idmap: BindIdmap::Userns, .. });
+    match mounts.iter().find(wants) {
+        None => Ok(()),
+        Some(mount) => Err(EngineError::Invalid {
+            message: format!("{}: bind-idmap=userns needs root", mount.target),
+            hint: Some("use bind-idmap=match-user, which needs no mapping of the mount".to_owned()),
+        }),
     }
 }
 
