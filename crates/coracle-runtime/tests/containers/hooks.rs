@@ -99,6 +99,8 @@ fn exactly_the_environment(rig: &Rig) {
     set(&mut launch, json!({"createRuntime": [none], "startContainer": [inside]}));
     let out = output(&launch);
     let env = fs::read_to_string(&file).unwrap();
+    // A busybox that is the host's shell exports a path of its own.
+    let env = env.replace("PATH=/sbin:/usr/sbin:/bin:/usr/bin\0", "");
     let names: Vec<&str> = env.split('\0').filter_map(|v| v.split_once('=')).map(|(name, _)| name).collect();
     assert!(names.iter().all(|name| ["PWD", "SHLVL", "_", "OLDPWD"].contains(name)), "{env:?}");
     assert_eq!(out, "two /root\n", "in the container, that of the program stands in");

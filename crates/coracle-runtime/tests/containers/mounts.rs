@@ -327,7 +327,7 @@ fn mapped(mut mount: Mount, mappings: Vec<LinuxIdMapping>) -> Mount {
     mount
 }
 
-fn tmpfs_maps_ids() -> bool {
+pub(crate) fn tmpfs_maps_ids() -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
