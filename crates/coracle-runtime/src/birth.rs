@@ -101,7 +101,8 @@ fn first_clone(stage: &Stage<'_>, has_helper: bool) -> u64 {
         User::New(maps) if !has_helper || maps.is_unprivileged() => flag(libc::CLONE_NEWUSER),
         _ => 0,
     };
-    if has_helper { user } else { user | stage.plan.cloned }
+    let later = if stage.aside.is_some() { flag(libc::CLONE_NEWNS) } else { 0 };
+    if has_helper { user } else { user | stage.plan.cloned & !later }
 }
 
 /// The helper: enters what only its child can be in, makes that child, and ends.
@@ -142,6 +143,8 @@ struct Follower<'a> {
     oom_score_adj: Option<i32>,
     /// The container's process, once it is known.
     process: Option<(i32, OwnedFd)>,
+    /// Its mount namespace is made late.
+    is_aside: bool,
 }
 
 impl<'a> Follower<'a> {
@@ -157,6 +160,7 @@ impl<'a> Follower<'a> {
             oom_score_adj: score.filter(|_| maps.is_some()),
             maps,
             process: None,
+            is_aside: stage.aside.is_some(),
         }
     }
 
@@ -167,7 +171,7 @@ impl<'a> Follower<'a> {
         parent: Parent,
         warnings: &mut Vec<String>,
     ) -> Result<Followed, LaunchError> {
-        let mut mount_namespace = self.mount_namespace();
+        let mut mount_namespace = if self.is_aside { None } else { self.mount_namespace() };
         let mut terminal = None;
         let mut is_executing = false;
         let mut is_waiting = false;
@@ -190,12 +194,18 @@ impl<'a> Follower<'a> {
                 Message::Ready => break true,
                 Message::End => break false,
             }
+            if is_executing && self.is_aside && mount_namespace.is_none() {
+                mount_namespace = self.mount_namespace();
+            }
             // Its first word may overtake the one of the helper that tells its pid.
             if let (true, Some((pid, _))) = (is_waiting, &self.process) {
                 self.map(*pid, &parent)?;
                 is_waiting = false;
             }
         };
+        if is_ready && self.is_aside {
+            mount_namespace = self.mount_namespace();
+        }
         let pid = self.process.as_ref().map_or(first, |(pid, _)| *pid);
         let start_ticks = if is_ready { start_ticks(pid) } else { check_executed(pid, is_executing)? };
         let gate = is_ready.then_some(parent);

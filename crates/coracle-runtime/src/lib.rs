@@ -11,6 +11,7 @@
 //!
 //! Source: OCI runtime-spec 1.3 (`config.md`, `config-linux.md`, `runtime.md`).
 
+mod aside;
 mod birth;
 pub mod caps;
 pub mod cgroup;

@@ -43,6 +43,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) departure: Departure<'a>,
     /// There was another process before this one, which has joined the cgroups.
     pub(crate) has_helper: bool,
+    /// The mount namespace is not the clone's affair: it is to be a copy of this one.
+    pub(crate) aside: Option<OwnedFd>,
 }
 
 /// What of the host a container is made of.
@@ -77,6 +79,7 @@ impl Stage<'_> {
         if spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()).is_some_and(|d| !d.is_empty()) {
             channel.wait_for_interfaces();
         }
+        self.step_aside()?;
         self.attach(root.as_fd())?;
         let assembled = mounts::assemble(spec, root.as_fd(), &sources, self.cgroup)?;
         self.run_hooks(channel)?;
@@ -140,6 +143,14 @@ impl Stage<'_> {
             self.program.options.setgroups_denied = text.starts_with(b"deny");
         }
         Ok(())
+    }
+
+    /// From here on no path of the host can be seen.
+    fn step_aside(&self) -> Result<(), LaunchError> {
+        let Some(namespace) = &self.aside else { return Ok(()) };
+        process::setns(namespace.as_fd(), libc::CLONE_NEWNS)
+            .and_then(|()| process::unshare_namespaces(libc::CLONE_NEWNS))
+            .map_err(|error| LaunchError::step("make a mount namespace", error))
     }
 
     fn attach(&self, root: BorrowedFd<'_>) -> Result<(), LaunchError> {

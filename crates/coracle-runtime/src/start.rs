@@ -18,7 +18,7 @@ use crate::namespaces::{Mounts, Plan, User};
 use crate::program::{Program, ProgramOptions};
 use crate::root::{self, Entry};
 use crate::stage::{Host, Stage};
-use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, caps, seccomp, validate};
+use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, aside, caps, seccomp, validate};
 
 /// Starts a container. Returns once its program was executed, or with a [`crate::Gate`] once it is about to be.
 /// Blocks for some milliseconds, and while hooks run. The new process dies when the calling thread ends, unless
@@ -49,7 +49,8 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         warnings.push("without pivot_root, whoever may mount in the container can leave its root".to_owned());
     }
     let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
-    if let Some(host) = host.as_mut().filter(|_| plan.is_mapped())
+    let aside = host.as_ref().and_then(|_| aside::namespace_for(&launch.spec, &plan, &entry));
+    if let Some(host) = host.as_mut().filter(|_| plan.is_mapped() || aside.is_some())
         && let Err(error) = host.sources.open_cgroups(&launch.spec, &cgroup)
     {
         tolerate(cgroup.remove(), "the first failure is the one to report; the next start finds the cgroup");
@@ -79,6 +80,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         plan,
         departure,
         has_helper: false,
+        aside,
     };
     match give_birth(stage, &mut warnings) {
         Ok(Started { pid, pidfd, followed }) => {

@@ -190,6 +190,29 @@ pub fn set_idmap(mount: BorrowedFd<'_>, recursive: bool, user_namespace: Borrowe
     set_attributes(mount, recursive, &change)
 }
 
+/// Whether so many mounts can be seen in this process's mount namespace; `false` also before Linux 6.8, where
+/// they cannot be counted cheaply.
+#[must_use]
+pub fn has_at_least(n: usize) -> bool {
+    #[repr(C)]
+    struct Request {
+        size: u32,
+        spare: u32,
+        mount: u64,
+        parameter: u64,
+    }
+    // The same number on every architecture; all mounts below the root of the namespace.
+    const SYS_LISTMOUNT: libc::c_long = 458;
+    const LSMT_ROOT: u64 = u64::MAX;
+    let request = Request { size: 24, spare: 0, mount: LSMT_ROOT, parameter: 0 };
+    let mut found = vec![0_u64; n];
+    // SAFETY: the request has the layout of `struct mnt_id_req` in its first version, whose size it names; the
+    // kernel writes at most as many numbers as there is room for.
+    let count =
+        unsafe { libc::syscall(SYS_LISTMOUNT, std::ptr::from_ref(&request), found.as_mut_ptr(), n, 0) };
+    usize::try_from(count).is_ok_and(|count| count >= n)
+}
+
 /// Makes the directory `root` the root of this process's mount namespace and drops the old one. The working
 /// directory is the new root afterwards.
 ///

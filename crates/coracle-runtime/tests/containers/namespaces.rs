@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::Case;
 use crate::cgroups::cgroups_of;
-use crate::rig::{Rig, begin, failure, finish, is_ready, output, pipes, text_of};
+use crate::rig::{Rig, begin, failure, finish, is_ready, mount, output, pipes, text_of};
 
 pub(crate) const CASES: &[Case] = &[
     ("names_and_sysctls_are_set", names_and_sysctls_are_set),
@@ -33,6 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     ("without_pivot_no_procfs_of_the_host_is_left", without_pivot),
     ("interfaces_move_into_the_container_with_their_addresses", interfaces_move),
     ("the_propagation_of_the_root_is_as_asked", propagation_of_the_root),
+    ("a_host_with_many_mounts_shows_none_of_them", many_mounts),
 ];
 
 pub(crate) fn add(launch: &mut Launch, kind: LinuxNamespaceType, path: Option<&str>) {
@@ -385,4 +386,47 @@ fn a_user_without_rights(rig: &Rig) {
     assert_eq!(coracle_sys::process::wait_pidfd(child.pidfd.unwrap().as_fd()).unwrap(), 0, "{out}{err}");
     assert_eq!(out, "0\ndeny\n", "{err}");
     assert_eq!(fs::metadata(rig.root().join("made")).unwrap().uid(), USER);
+}
+
+/// From so many on, the container's mount namespace is no copy of the host's.
+fn many_mounts(rig: &Rig) {
+    const MANY: usize = 300;
+    let mut launch = rig.sh("cat /proc/self/mountinfo; cat /data/file; cat /dev/null; echo in > /data/made");
+    let data = rig.dir.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("file"), "of the host\n").unwrap();
+    launch.spec.mounts_mut().as_mut().unwrap().push(mount(
+        "/data",
+        "bind",
+        data.to_str().unwrap(),
+        &["rbind"],
+    ));
+    let (host, seen) = (rig.dir.join("host"), rig.dir.join("seen"));
+    let args = coracle_sys::process::CloneArgs {
+        namespaces: u64::try_from(libc::CLONE_NEWNS).unwrap(),
+        ..coracle_sys::process::CloneArgs::default()
+    };
+    let crowded = coracle_sys::process::clone_child(&args, || {
+        let private =
+            rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+        for n in 0..MANY {
+            let place = rig.dir.join(format!("crowd/{n}"));
+            fs::create_dir_all(&place).unwrap();
+            rustix::mount::mount("crowd", &place, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        }
+        assert!(coracle_sys::mount::has_at_least(MANY));
+        let before = fs::read("/proc/self/mountinfo").unwrap();
+        fs::write(&seen, output(&launch)).unwrap();
+        assert!(fs::read("/proc/self/mountinfo").unwrap() == before, "the host's mounts have changed");
+        fs::write(&host, "unchanged").unwrap();
+        coracle_sys::process::exit_now(0);
+    })
+    .unwrap();
+    assert_eq!(coracle_sys::process::wait_pidfd(crowded.pidfd.unwrap().as_fd()).unwrap(), 0);
+    let seen = fs::read_to_string(seen).unwrap();
+    assert!(seen.ends_with("of the host\n") && !seen.contains("crowd"), "{seen}");
+    assert!(seen.lines().count() < 60, "{seen}");
+    assert_eq!(fs::read_to_string(data.join("made")).unwrap(), "in\n");
+    assert_eq!(fs::read_to_string(host).unwrap(), "unchanged");
 }
