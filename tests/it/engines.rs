@@ -11,6 +11,7 @@ use std::time::Duration;
 use xtask::image::busybox_tar;
 use xtask::shell::{self, Background};
 
+use crate::patience;
 use crate::sandbox::{Outcome, Sandbox};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -55,7 +56,7 @@ impl Engine {
 
     #[track_caller]
     fn run(&self, args: &[&str]) -> Outcome {
-        let output = self.command(args).output().unwrap();
+        let output = patience::output(&mut self.command(args), b"").unwrap();
         Outcome {
             line: args.join(" "),
             code: output.status.code().unwrap_or(-1),
@@ -68,7 +69,8 @@ impl Engine {
     #[track_caller]
     fn run_on_terminal(&self, args: &[&str]) -> Outcome {
         let line = shell::line(&self.command(args));
-        let output = shell::command("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+        let mut script = shell::command("script");
+        let output = patience::output(script.args(["-qec", &line, "/dev/null"]), b"").unwrap();
         let code = output.status.code().unwrap_or(-1);
         Outcome { line, code, out: String::from_utf8_lossy(&output.stdout).into_owned(), err: String::new() }
     }

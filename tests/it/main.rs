@@ -13,6 +13,7 @@
 )]
 #![expect(clippy::print_stdout, reason = "skipped tests say why")]
 
+mod patience;
 mod sandbox;
 mod server;
 

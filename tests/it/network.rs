@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::patience;
 use crate::sandbox::{Sandbox, enter_network_of, interfaces};
 
 /// The answer of a container that listens with `nc`.
@@ -20,7 +21,7 @@ fn ask(address: &str) -> std::io::Result<String> {
 
 /// Accepts one connection and closes it.
 fn accept_one(listener: TcpListener) -> std::thread::JoinHandle<bool> {
-    std::thread::spawn(move || listener.accept().is_ok())
+    std::thread::spawn(move || patience::accept(&listener).is_ok())
 }
 
 /// Answers so many connections to port 80 in the container's network, from a thread that is in there until then.
@@ -31,8 +32,8 @@ fn serve(sandbox: &Sandbox, id: &str, connections: usize) -> std::thread::JoinHa
         enter_network_of(pid);
         let listener = TcpListener::bind("0.0.0.0:80").unwrap();
         ready.send(()).unwrap();
-        for stream in listener.incoming().take(connections) {
-            let mut stream = stream.unwrap();
+        for _ in 0..connections {
+            let mut stream = patience::accept(&listener).unwrap();
             let mut word = String::new();
             BufReader::new(&stream).read_line(&mut word).unwrap();
             stream.write_all(format!("got {word}").as_bytes()).unwrap();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 use xtask::{rootfs, scratch, shell};
 
+use crate::patience::{self, Watch};
 use crate::sandbox::{Outcome, coracle, enter_network_of, enter_new_network, layout, skip};
 use crate::server::Server;
 
@@ -45,6 +46,7 @@ struct User {
     extra: String,
     /// The user's environment beside HOME and PATH.
     settings: String,
+    _watch: Watch,
 }
 
 impl User {
@@ -90,7 +92,7 @@ impl User {
             fs::set_permissions(place.join(dir), fs::Permissions::from_mode(0o700)).unwrap();
         }
         let settings = format!("XDG_RUNTIME_DIR={}/run", place.display());
-        Some(Self { place, uid, extra: String::new(), settings })
+        Some(Self { place, uid, extra: String::new(), settings, _watch: Watch::begin() })
     }
 
     /// A user who has pulled the image `busybox`.
@@ -129,7 +131,10 @@ impl User {
 
     #[track_caller]
     fn run(&self, args: &[&str]) -> Outcome {
-        Outcome::new(args.join(" "), &self.command(args).output().unwrap())
+        match patience::output(&mut self.command(args), b"") {
+            Ok(output) => Outcome::new(args.join(" "), &output),
+            Err(why) => panic!("{why}"),
+        }
     }
 
     #[track_caller]
@@ -185,12 +190,12 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         self.extra.clear();
-        let left = self.command(&["ps", "--all", "--quiet"]).output();
+        let left = patience::output(&mut self.command(&["ps", "--all", "--quiet"]), b"");
         let left = left.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
         let mut args = vec!["rm", "--force", "--volumes"];
         args.extend(left.lines());
         if args.len() > 3 {
-            self.command(&args).output().ok();
+            patience::output(&mut self.command(&args), b"").ok();
         }
         fs::remove_dir_all(&self.place).ok();
     }
@@ -232,7 +237,8 @@ fn tell_clients_address(pid: u32) -> std::thread::JoinHandle<()> {
         enter_network_of(pid);
         let listener = TcpListener::bind("0.0.0.0:80").unwrap();
         ready.send(()).unwrap();
-        let (mut stream, client) = listener.accept().unwrap();
+        let mut stream = patience::accept(&listener).unwrap();
+        let client = stream.peer_addr().unwrap();
         // The old version of pasta loses the end of a connection whose client has not said anything.
         stream.read_exact(&mut [0; 5]).unwrap();
         stream.write_all(client.ip().to_string().as_bytes()).unwrap();
@@ -435,7 +441,7 @@ fn containers_reach_the_host_but_not_its_loopback() {
     assert_eq!(user.run(&["run", "--rm", "busybox", "sh", "-c", &script(port)]).ok(), "");
     let port = open.local_addr().unwrap().port();
     let server = std::thread::spawn(move || {
-        let (mut stream, _) = open.accept().unwrap();
+        let mut stream = patience::accept(&open).unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
         stream.write_all(b"host").unwrap();
     });
@@ -488,7 +494,7 @@ fn containers_of_one_user_share_namespaces() {
                     "sleep",
                     "1000",
                 ]);
-                scope.spawn(move || command.output().unwrap())
+                scope.spawn(move || patience::output(&mut command, b"").unwrap())
             })
             .into();
         for start in starts {

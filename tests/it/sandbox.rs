@@ -10,10 +10,9 @@
 //! process and no interface behind ([`Sandbox::assert_no_traces`]).
 
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use xtask::image::Layout;
 use xtask::shell::{self, Background};
 use xtask::{binary, rootfs, scratch};
 
+use crate::patience::{self, Watch};
 use crate::server::Server;
 
 /// Below which directory run directories are made.
@@ -29,9 +29,6 @@ const RUN_PARENT: &str = "/run";
 
 /// How long processes that end by themselves may take.
 const FAREWELL: Duration = Duration::from_secs(10);
-
-/// How long a command may take; far more than any needs, even on a busy machine.
-const COMMAND: Duration = Duration::from_secs(180);
 
 /// How one command ended.
 #[derive(Debug, Clone)]
@@ -102,6 +99,7 @@ pub(crate) struct Sandbox {
     pub(crate) data: PathBuf,
     pub(crate) run: PathBuf,
     ids: Mutex<Vec<String>>,
+    _watch: Watch,
 }
 
 impl Sandbox {
@@ -122,7 +120,7 @@ impl Sandbox {
         let run = Path::new(RUN_PARENT).join(name);
         let (data, files) = (root.join("data"), root.join("files"));
         fs::create_dir(&files).unwrap();
-        Some(Self { files, data, run, ids: Mutex::new(Vec::new()) })
+        Some(Self { files, data, run, ids: Mutex::new(Vec::new()), _watch: Watch::begin() })
     }
 
     /// A sandbox that has the image `busybox`.
@@ -160,23 +158,10 @@ impl Sandbox {
     #[track_caller]
     pub(crate) fn run_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
         let mut command = self.command(args);
-        command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let pid = rustix::process::Pid::from_child(&child);
-        let stdin = child.stdin.take();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let output = std::thread::scope(|scope| {
-            scope.spawn(move || {
-                // A command may end before it has read everything.
-                stdin.map(|mut s| s.write_all(input).ok());
-            });
-            scope.spawn(move || sender.send(child.wait_with_output()).ok());
-            receiver.recv_timeout(COMMAND).unwrap_or_else(|_| {
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
-                panic!("coracle {} did not end within {} s", args.join(" "), COMMAND.as_secs())
-            })
-        });
-        Outcome::new(args.join(" "), &output.unwrap())
+        match patience::output(&mut command, input) {
+            Ok(output) => Outcome::new(args.join(" "), &output),
+            Err(why) => panic!("{why}"),
+        }
     }
 
     /// Starts a command that goes on beside the test.
@@ -301,12 +286,12 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         // Nothing here may panic: the test may have done so already.
-        let left = self.command(&["ps", "--all", "--quiet", "--no-trunc"]).output();
+        let left = patience::output(&mut self.command(&["ps", "--all", "--quiet", "--no-trunc"]), b"");
         let left = left.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
         let left: Vec<&str> = left.lines().collect();
         if !left.is_empty() {
             let all: Vec<&str> = ["rm", "--force", "--volumes"].iter().chain(&left).copied().collect();
-            self.command(&all).output().ok();
+            patience::output(&mut self.command(&all), b"").ok();
         }
         // What a failed test left mounted would make the removal delete through it.
         for mount in mount_points().iter().rev().filter(|m| self.is_ours(m)) {

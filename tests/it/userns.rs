@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
+use crate::patience;
 use crate::sandbox::Sandbox;
 
 /// A directory of the host that belongs to somebody, with a file of his.
@@ -289,7 +290,7 @@ fn keep_id_gives_the_caller_his_number() {
     {
         let mut command =
             sandbox.command(&["run", "--rm", "--userns", mode, "-v", &bind, "busybox", "sh", "-c", script]);
-        let output = command.env("SUDO_UID", "1234").env("SUDO_GID", "1235").output().unwrap();
+        let output = patience::output(command.env("SUDO_UID", "1234").env("SUDO_GID", "1235"), b"").unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), inside, "{output:?}");
         assert_eq!(owner(&dir.join("x")), (1234, 1235));
         std::fs::remove_file(dir.join("x")).unwrap();
@@ -309,7 +310,7 @@ fn keep_id_gives_the_caller_his_number() {
         "-c",
         "id -u; echo x > /h/x",
     ]);
-    let output = command.env("SUDO_UID", "1234").env("SUDO_GID", "1235").output().unwrap();
+    let output = patience::output(command.env("SUDO_UID", "1234").env("SUDO_GID", "1235"), b"").unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "{output:?}");
     assert!(owner(&dir.join("x")).0 >= 100_000);
 }
