@@ -16,7 +16,9 @@ fn run(guest: &Guest) -> Option<Outcome> {
         println!("skipped: {reason}");
         return None;
     }
-    let dir = scratch::unique(&scratch::target_dir().join("vm"), "guest").unwrap();
+    let place = scratch::target_dir().join("vm");
+    scratch::clean(&place, "guest").unwrap();
+    let dir = scratch::unique(&place, "guest").unwrap();
     let outcome = vm::run(guest, &dir);
     std::fs::remove_dir_all(&dir).unwrap();
     Some(outcome.unwrap())

@@ -30,6 +30,34 @@ pub fn unique(parent: &Path, prefix: &str) -> Result<PathBuf, TaskError> {
     }
 }
 
+/// Removes what [`unique`] made here for processes that were killed before they removed it.
+///
+/// # Errors
+/// If something cannot be read or removed.
+pub fn clean(parent: &Path, prefix: &str) -> Result<(), TaskError> {
+    let entries = match fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io("read", parent)(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(io("read", parent))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let rest = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+        let maker = rest.and_then(|rest| rest.split_once('-')).and_then(|(pid, _)| pid.parse::<u32>().ok());
+        let Some(maker) = maker else { continue };
+        if Path::new(&format!("/proc/{maker}")).exists() {
+            continue;
+        }
+        match fs::remove_dir_all(entry.path()) {
+            // Another one cleans here as well.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            ended => ended.map_err(io("remove", &entry.path()))?,
+        }
+    }
+    Ok(())
+}
+
 /// The first of `candidates` that can hold containers' data, made if need be.
 ///
 /// # Errors
@@ -77,6 +105,23 @@ pub fn target_dir() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_dead_left_is_removed_and_nothing_else() {
+        let place = unique(Path::new("/tmp"), "xtask-clean").unwrap();
+        let own = unique(&place, "guest").unwrap();
+        // No process has the highest number: the kernel's limit is one above the last.
+        let left = place.join("guest-4194304-0");
+        fs::create_dir_all(left.join("below")).unwrap();
+        let others = ["guest-4194304", "other-4194304-0", "guest-x-0"].map(|name| place.join(name));
+        for dir in &others {
+            fs::create_dir(dir).unwrap();
+        }
+        clean(&place, "guest").unwrap();
+        assert!(!left.exists() && own.exists() && others.iter().all(|dir| dir.exists()));
+        clean(&place.join("none"), "guest").unwrap();
+        fs::remove_dir_all(place).unwrap();
+    }
 
     #[test]
     fn two_scratch_directories_differ() {

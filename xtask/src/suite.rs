@@ -19,10 +19,11 @@ use crate::{binary, packages, rootfs, say, shell};
 pub fn main(names: &[String]) -> Result<(), TaskError> {
     let begun = monotonic();
     if shell::is_root() {
-        packages::ensure(&[packages::BUILD, packages::TESTS])?;
+        let mut sets = vec![packages::BUILD, packages::TESTS];
         if cfg!(target_arch = "x86_64") {
-            packages::ensure(&[packages::MACHINE])?;
+            sets.push(packages::MACHINE);
         }
+        packages::ensure(&sets)?;
         rootfs::busybox(&rootfs::layout()?)?;
     } else {
         say!("not root: tests that need it will be skipped");
