@@ -12,6 +12,7 @@
 //!
 //! Invariant: when this fails, neither process is left. Source: OCI runtime-spec 1.3 `runtime.md#lifecycle`.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -137,6 +138,7 @@ fn of_clone(cloned: Cloned) -> Result<(i32, OwnedFd), LaunchError> {
 struct Follower<'a> {
     launch: &'a Launch,
     bundle: PathBuf,
+    hook_env: Vec<CString>,
     /// To be written when the first process asks for it that is in the new user namespace.
     maps: Option<Maps>,
     /// To be written for a process that will have no right to do it.
@@ -157,6 +159,7 @@ impl<'a> Follower<'a> {
         Self {
             launch: stage.launch,
             bundle: std::mem::take(&mut stage.bundle),
+            hook_env: std::mem::take(&mut stage.hook_env),
             oom_score_adj: score.filter(|_| maps.is_some()),
             maps,
             process: None,
@@ -262,7 +265,7 @@ impl<'a> Follower<'a> {
         let pid = self.process.as_ref().map(|(pid, _)| *pid);
         let state = ContainerState::of(spec, id, &self.bundle, Status::Creating, pid);
         for point in [HookPoint::Prestart, HookPoint::CreateRuntime] {
-            hooks::run_hooks(point, spec.hooks().as_ref(), &state)?;
+            hooks::run_hooks(point, spec.hooks().as_ref(), &state, &self.hook_env)?;
         }
         parent.release()
     }

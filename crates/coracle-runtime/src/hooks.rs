@@ -7,9 +7,10 @@
 //! poststart, poststop       caller's namespaces      after the program was executed, after the container is gone
 //! ```
 //!
-//! A hook gets the container's state on its standard input and exactly the environment that it lists: what the
-//! caller has would lead a hook of the host astray, what the image has would take it over (CVE-2025-23266). It
-//! leads a process group, which is killed as a whole when its time is up or when its caller dies.
+//! A hook gets the container's state on its standard input and exactly the environment that it lists. One that lists
+//! none, which is not the same as an empty list, gets what the caller hands on to it; but in the container that of
+//! the program. What the image has never reaches a hook of the host, which it would take over (CVE-2025-23266). A
+//! hook leads a process group, which is killed as a whole when its time is up or when its caller dies.
 //!
 //! Source: OCI runtime-spec 1.3 `config.md#posix-platform-hooks`, `runtime.md#lifecycle`. The words of an error
 //! are those that other runtimes use and that scripts look for.
@@ -146,13 +147,19 @@ pub(crate) fn has_any(hooks: Option<&Hooks>, points: &[HookPoint]) -> bool {
 }
 
 /// Runs the hooks of one point in their order; the first that fails ends it, but for poststop hooks, which all
-/// run. Blocks until each has ended. The calling process has one thread.
+/// run. `env` is the environment of those that list none. Blocks until each has ended. The calling process has one
+/// thread.
 ///
 /// # Errors
 /// A hook could not be executed, ended with another code than 0, or did not end in its time.
-pub fn run_hooks(point: HookPoint, hooks: Option<&Hooks>, state: &ContainerState) -> Result<(), LaunchError> {
+pub fn run_hooks(
+    point: HookPoint,
+    hooks: Option<&Hooks>,
+    state: &ContainerState,
+    env: &[CString],
+) -> Result<(), LaunchError> {
     let bundle = Some(state.bundle.as_path()).filter(|bundle| bundle.is_absolute());
-    run_hooks_in(point, hooks, state, &Surroundings { env: &[], dir: bundle })
+    run_hooks_in(point, hooks, state, &Surroundings { env, dir: bundle })
 }
 
 /// What a hook finds that asks for nothing else.

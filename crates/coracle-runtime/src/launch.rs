@@ -1,6 +1,7 @@
 //! What to start, and what one has once it is started. Data only.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -131,6 +132,8 @@ pub struct StartOptions {
     pub no_new_keyring: bool,
     /// The bundle's directory, for the state that hooks are given.
     pub bundle: PathBuf,
+    /// The environment of hooks that list none, `NAME=value` each; those in the container have the program's.
+    pub hook_env: Vec<CString>,
     /// Who makes the cgroups.
     pub cgroup_driver: cgroup::Driver,
 }

@@ -8,6 +8,7 @@
 //! Source: OCI runtime-spec 1.3 `runtime.md#lifecycle`, `config-linux.md`.
 
 use std::convert::Infallible;
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) launch: &'a Launch,
     /// The bundle's directory.
     pub(crate) bundle: PathBuf,
+    /// The environment of hooks that list none.
+    pub(crate) hook_env: Vec<CString>,
     pub(crate) program: Program<'a>,
     pub(crate) cgroup: &'a Cgroup,
     /// What of the host is needed; `None` if the starter had no right to open it.
@@ -190,7 +193,7 @@ impl Stage<'_> {
             Root::Path(path) => Some(path.as_path()),
             Root::Layered(_) => None,
         };
-        let surroundings = Surroundings { env: &[], dir };
+        let surroundings = Surroundings { env: &self.hook_env, dir };
         hooks::run_hooks_in(HookPoint::CreateContainer, hooks, &state, &surroundings)
     }
 

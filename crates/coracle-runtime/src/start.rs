@@ -72,6 +72,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     let stage = Stage {
         launch,
         bundle: options.bundle,
+        hook_env: options.hook_env,
         program,
         cgroup: &cgroup,
         host,

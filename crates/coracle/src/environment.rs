@@ -1,5 +1,6 @@
 //! The process: its arguments, its environment, its directory. Nothing else in Coracle looks at them.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 /// The arguments after the program's name. What is not UTF-8 is replaced: no option of ours needs other bytes.
@@ -17,6 +18,14 @@ pub(crate) fn program_name() -> Option<String> {
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// The whole of it, `NAME=value` each, for what gets a copy.
+pub(crate) fn pairs() -> Vec<Vec<u8>> {
+    let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        [name.as_bytes(), b"=", value.as_bytes()].concat()
+    };
+    std::env::vars_os().map(pair).collect()
 }
 
 /// A variable that is set to something.

@@ -293,6 +293,35 @@ fn hooks_run_in_their_order_with_the_state_on_their_input() {
     assert_eq!(brief, expected);
     assert!(seen.iter().all(|(_, state)| state["id"] == *id && state["bundle"] == bundle.path()));
 
+    // Without a list of their own they have the caller's environment, also where the caller is another command.
+    bundle.change(|config| {
+        for point in ["prestart", "createRuntime", "poststart", "poststop"] {
+            let hook = &mut config["hooks"][point][0];
+            hook.as_object_mut().unwrap().remove("env");
+            hook["args"][2] = json!(format!("echo {point} $WHO >> {}", log.display()));
+        }
+    });
+    fs::write(&log, "").unwrap();
+    for (words, who) in [
+        (["create", "-b", bundle.path()].as_slice(), "creator"),
+        (&["start"], "starter"),
+        (&["delete", "--force"], "remover"),
+    ] {
+        let words = [words, &[id]].concat();
+        let mut command = bundle.command(&words);
+        command.env("WHO", who);
+        let (child, files) = bundle.begin(command);
+        bundle.end(child, files, &words).ok();
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    let expected = ["prestart creator", "createRuntime creator", "poststart starter", "poststop remover"];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    bundle.change(|config| {
+        for point in ["prestart", "createRuntime", "poststart", "poststop"] {
+            config["hooks"][point] = hook(point);
+        }
+    });
+
     // They run where the bundle is, and what asks for the state meanwhile is told the truth.
     let coracle = bundle.command(&[]).get_program().to_string_lossy().into_owned();
     let script = format!(

@@ -190,7 +190,8 @@ impl Making {
             return Err(error);
         }
         let warnings = std::mem::take(&mut bundle.warnings);
-        Ok(Self { container: Container { dir, record }, bundle, lock: Some(lock), running: None, warnings })
+        let container = Container { dir, record, hook_env: containers.hook_env.clone() };
+        Ok(Self { container, bundle, lock: Some(lock), running: None, warnings })
     }
 
     fn start(&mut self, stdio: Stdio, gate: Gate, options: &CreateOptions) -> Result<(), OciError> {
@@ -202,6 +203,7 @@ impl Making {
             no_pivot: options.no_pivot,
             no_new_keyring: options.no_new_keyring,
             bundle: self.bundle.dir.clone(),
+            hook_env: self.container.hook_env.clone(),
             cgroup_driver: options.driver,
             ..StartOptions::default()
         };

@@ -58,7 +58,8 @@ impl Container {
     /// Runs the poststart hooks. One that fails ends the container, as runc has it since 1.3.
     pub(super) fn poststart(&self) -> Result<(), OciError> {
         let Some(hooks) = &self.record.hooks else { return Ok(()) };
-        let run = run_hooks(HookPoint::Poststart, Some(hooks), &self.hook_state(hooks::Status::Running));
+        let state = self.hook_state(hooks::Status::Running);
+        let run = run_hooks(HookPoint::Poststart, Some(hooks), &state, &self.hook_env);
         if let (Err(_), Some(pidfd)) = (&run, self.first_process()?) {
             process::kill(&pidfd)?;
         }
@@ -204,12 +205,9 @@ impl Container {
     /// because its cgroup is in use, what lies there is another container's.
     pub(super) fn forget(&self, warnings: &mut Vec<String>) -> Result<(), OciError> {
         state::remove(&self.dir)?;
-        if let Some(hooks) = &self.record.hooks
-            && let Err(error) =
-                run_hooks(HookPoint::Poststop, Some(hooks), &self.hook_state(hooks::Status::Stopped))
-        {
-            warnings.push(coracle_base::explain::chain(&error));
-        }
+        let state = self.hook_state(hooks::Status::Stopped);
+        let run = run_hooks(HookPoint::Poststop, self.record.hooks.as_ref(), &state, &self.hook_env);
+        warnings.extend(run.err().map(|error| coracle_base::explain::chain(&error)));
         Ok(())
     }
 }

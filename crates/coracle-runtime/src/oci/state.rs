@@ -25,6 +25,7 @@
 //! Source: OCI `runtime.md#state`.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -155,6 +156,8 @@ impl Status {
 #[derive(Debug, Clone)]
 pub struct Containers {
     root: PathBuf,
+    /// The environment of hooks that list none.
+    pub(super) hook_env: Vec<CString>,
 }
 
 /// One container as it was found.
@@ -162,6 +165,7 @@ pub struct Containers {
 pub struct Container {
     pub(super) dir: PathBuf,
     pub(super) record: Record,
+    pub(super) hook_env: Vec<CString>,
 }
 
 /// A held lock on one container.
@@ -184,7 +188,15 @@ impl Containers {
     /// The containers below `root`, which is made with the first of them.
     #[must_use]
     pub const fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, hook_env: Vec::new() }
+    }
+
+    /// The same, their hooks that list no environment having this one, `NAME=value` each: that of the caller, as
+    /// other runtimes have it. Without, they have none.
+    #[must_use]
+    pub fn with_hook_env(mut self, env: Vec<CString>) -> Self {
+        self.hook_env = env;
+        self
     }
 
     pub(super) fn dir(&self, id: &str) -> Result<PathBuf, OciError> {
@@ -243,7 +255,7 @@ impl Containers {
     pub fn get(&self, id: &str) -> Result<Container, OciError> {
         let dir = self.dir(id)?;
         let record = read_record(&dir, id)?;
-        Ok(Container { dir, record })
+        Ok(Container { dir, record, hook_env: self.hook_env.clone() })
     }
 
     /// All containers by id, and beside them the errors of those whose state cannot be read.

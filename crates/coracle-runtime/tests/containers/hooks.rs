@@ -1,5 +1,6 @@
 //! Hooks: where they run, what they are told, and what their failure does.
 
+use std::ffi::CString;
 use std::fs;
 
 use coracle_base::explain::chain;
@@ -15,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("hooks_run_in_order_and_in_their_namespaces", hooks_run_in_order),
     ("hooks_are_given_the_state", hooks_are_given_the_state),
     ("a_hook_has_exactly_the_environment_it_lists", exactly_the_environment),
+    ("a_hook_that_lists_no_environment_has_what_is_handed_on", the_environment_of_the_caller),
     ("a_failing_hook_stops_the_start_and_is_quoted", a_failing_hook),
     ("a_hook_that_takes_too_long_is_killed_with_its_group", a_slow_hook),
     ("a_hook_need_not_read_its_input", a_hook_need_not_read),
@@ -106,6 +108,42 @@ fn exactly_the_environment(rig: &Rig) {
     assert_eq!(out, "two /root\n", "in the container, that of the program stands in");
 }
 
+fn the_environment_of_the_caller(rig: &Rig) {
+    let keep = |name: &str| format!("echo \"$GIVEN-$LISTED\" > {}", rig.dir.join(name).display());
+    let hook = |name: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", keep(name)]});
+    let with = |name: &str, env: serde_json::Value| {
+        let mut hook = hook(name);
+        hook["env"] = env;
+        hook
+    };
+    let mut launch = rig.sh("cat /env");
+    launch.spec.process_mut().as_mut().unwrap().set_env(Some(vec!["LISTED=program".into()]));
+    let inside = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo \"$GIVEN-$LISTED\" > /env"]});
+    set(
+        &mut launch,
+        json!({
+            "prestart": [hook("prestart"), with("empty", json!([])), with("own", json!(["LISTED=hook"]))],
+            "createContainer": [hook("createContainer")],
+            "startContainer": [inside],
+        }),
+    );
+    let (stdio, piped) = pipes();
+    let options = StartOptions {
+        bundle: rig.dir.clone(),
+        hook_env: vec![CString::new("GIVEN=caller").unwrap()],
+        ..StartOptions::default()
+    };
+    let running = start(&launch, stdio, options).unwrap();
+    let out = text_of(piped.stdout);
+    assert_eq!(finish(&running), 0);
+    let said = |name: &str| fs::read_to_string(rig.dir.join(name)).unwrap();
+    assert_eq!(said("prestart"), "caller-\n");
+    assert_eq!(said("empty"), "-\n", "an empty list is a list");
+    assert_eq!(said("own"), "-hook\n");
+    assert_eq!(said("createContainer"), "caller-\n", "no variable of the program leads a hook of the host");
+    assert_eq!(out, "-program\n");
+}
+
 fn a_failing_hook(rig: &Rig) {
     for point in ["prestart", "createRuntime", "createContainer", "startContainer"] {
         let mut launch = rig.sh("echo ran > /ran");
@@ -169,7 +207,7 @@ fn poststop_hooks_all_run(rig: &Rig) {
     let hooks: Hooks = serde_json::from_value(hooks).unwrap();
     let launch = rig.sh("true");
     let state = ContainerState::of(&launch.spec, &rig.id, &rig.dir, Status::Stopped, None);
-    let error = run_hooks(HookPoint::Poststop, Some(&hooks), &state).unwrap_err();
+    let error = run_hooks(HookPoint::Poststop, Some(&hooks), &state, &[]).unwrap_err();
     assert!(error.to_string().contains("poststop hook #0"), "{error}");
     assert!(file.exists());
 }

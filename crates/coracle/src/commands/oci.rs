@@ -16,7 +16,7 @@ mod update;
 use std::ffi::CString;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -212,7 +212,9 @@ impl Global {
     }
 
     fn containers(&self) -> Containers {
-        Containers::new(self.root.clone())
+        // A variable with a NUL byte in it cannot have come from the kernel.
+        let env = environment::pairs().into_iter().filter_map(|pair| CString::new(pair).ok());
+        Containers::new(self.root.clone()).with_hook_env(env.collect())
     }
 
     /// Says what was not done, and hands on the exit code.
@@ -310,10 +312,7 @@ fn protect() -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::plain(format!("cannot protect the runtime's binary: {e}"));
     let c = |bytes: Vec<u8>| CString::new(bytes).map_err(|e| failed(e.into()));
     let args = std::env::args_os().map(|a| c(a.into_vec())).collect::<Result<Vec<_>, _>>()?;
-    let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-        c([name.as_bytes(), b"=", value.as_bytes()].concat())
-    };
-    let env = std::env::vars_os().map(pair).collect::<Result<Vec<_>, _>>()?;
+    let env = environment::pairs().into_iter().map(c).collect::<Result<Vec<_>, _>>()?;
     process::reexec_protected(&args, &env).map_err(failed)
 }
 
