@@ -219,7 +219,8 @@ fn check_net_devices(spec: &Spec, linux: &Linux) -> Checked {
 fn check_resources(resources: &LinuxResources) -> Checked {
     for (idx, rule) in resources.devices().iter().flatten().enumerate() {
         let access = rule.access().as_deref().unwrap_or_default();
-        if access.chars().any(|c| !"rwm".contains(c)) {
+        let known = if rule.allow() { "rwm" } else { "rwma" };
+        if access.chars().any(|c| !known.contains(c)) {
             let field = format!("linux.resources.devices[{idx}].access");
             return refuse(field, format!("{access:?} has other letters than r, w and m"));
         }

@@ -86,7 +86,10 @@ impl Cgroup {
         } else {
             if let Some(first) = unified.first() {
                 let field = format!("linux.resources.unified.{}", first.file());
-                return Err(LaunchError::spec(field, "this host runs cgroup v1, which has no such limits"));
+                return Err(LaunchError::spec(
+                    field,
+                    "invalid configuration: this host runs cgroup v1, which has no such limits",
+                ));
             }
             self.write_all(v1::settings(resources, warnings)?, warnings)?;
         }
