@@ -134,6 +134,23 @@ static void remove_groups(void)
             sched_yield();
 }
 
+// Before the root is entered: the groups' paths are the host's.
+static void show_groups(void)
+{
+    struct mount_attr read_only = { .attr_set = MOUNT_ATTR_RDONLY };
+    const char *type = groups[GROUPS][0] ? "cgroup2" : "tmpfs";
+    TRY(mount(type, "sys/fs/cgroup", type, MS_NOSUID | MS_NODEV | MS_NOEXEC, 0));
+    for (int i = 0; i < GROUPS; i++) {
+        char path[64];
+        if (!groups[i][0])
+            continue;
+        snprintf(path, sizeof path, "sys/fs/cgroup/%s", v1[i]);
+        TRY(mkdir(path, 0755));
+        TRY(mount(groups[i], path, 0, MS_BIND, 0));
+    }
+    TRY(syscall(SYS_mount_setattr, AT_FDCWD, "sys/fs/cgroup", AT_RECURSIVE, &read_only, sizeof read_only));
+}
+
 static void make_root(const char *root)
 {
     static const struct { const char *name; int minor; } devices[] = {
@@ -151,6 +168,7 @@ static void make_root(const char *root)
     TRY(mkdir("dev/shm", 01777));
     TRY(mount("shm", "dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777,size=65536k"));
     TRY(mount("sysfs", "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, 0));
+    show_groups();
     umask(0);
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
         char path[32];

@@ -37,7 +37,9 @@ pub struct Bundles {
     pub filtered: Option<PathBuf>,
     /// Without seccomp.
     pub plain: PathBuf,
-    /// Their root file system: `/true` and the directories mounts need.
+    /// Without seccomp, its program waits to be killed.
+    pub waiting: PathBuf,
+    /// Their root file system: `/true`, `/pause` and the directories mounts need.
     pub rootfs: PathBuf,
     /// The floor program, compiled.
     pub floor: PathBuf,
@@ -60,17 +62,19 @@ impl Bundles {
             shell::stdout(cc.args(["-O2", "-static"]).args(flags).arg(assets.join(source)).arg("-o").arg(out))
         };
         compile("true.S", &rootfs.join("true"), &["-nostdlib", "-s"])?;
+        compile("pause.S", &rootfs.join("pause"), &["-nostdlib", "-s"])?;
         let floor = dir.join("floor");
         compile_floor(&assets.join("floor.c"), &floor)?;
-        let write = |name: &str, seccomp: Option<Value>| {
+        let write = |name: &str, program: &str, seccomp: Option<Value>| {
             let bundle = dir.join(name);
             fs::create_dir_all(&bundle).map_err(io("create", &bundle))?;
             let config = bundle.join("config.json");
-            fs::write(&config, spec(&rootfs, seccomp).to_string()).map_err(io("write", &config))?;
+            fs::write(&config, spec(&rootfs, program, seccomp).to_string()).map_err(io("write", &config))?;
             Ok::<_, TaskError>(bundle)
         };
-        let filtered = docker_profile()?.map(|p| write("filtered", Some(p))).transpose()?;
-        Ok(Self { filtered, plain: write("plain", None)?, rootfs, floor })
+        let filtered = docker_profile()?.map(|p| write("filtered", "/true", Some(p))).transpose()?;
+        let (plain, waiting) = (write("plain", "/true", None)?, write("waiting", "/pause", None)?);
+        Ok(Self { filtered, plain, waiting, rootfs, floor })
     }
 }
 
@@ -80,7 +84,7 @@ fn compile_floor(source: &Path, out: &Path) -> Result<(), TaskError> {
     shell::stdout(cc.args(["-O2", "-static"]).arg(source).arg("-o").arg(out)).map(drop)
 }
 
-fn spec(rootfs: &Path, seccomp: Option<Value>) -> Value {
+fn spec(rootfs: &Path, program: &str, seccomp: Option<Value>) -> Value {
     let mount = |to: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": source, "options": options});
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let mut linux = json!({
@@ -104,7 +108,7 @@ fn spec(rootfs: &Path, seccomp: Option<Value>) -> Value {
     json!({
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": false, "user": {"uid": 0, "gid": 0}, "args": ["/true"], "env": ["PATH=/"], "cwd": "/",
+            "terminal": false, "user": {"uid": 0, "gid": 0}, "args": [program], "env": ["PATH=/"], "cwd": "/",
             "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
             "noNewPrivileges": true,
         },

@@ -52,6 +52,7 @@ pub fn bundles(coracle: &Path, dir: &Path, rounds: Rounds) -> Result<Vec<Row>, T
     let at_once = all(&bundles.plain).into_iter().map(|r| r.times(AT_ONCE)).collect();
     let samples = take_turns(at_once, 1, rounds.short.div_ceil(3));
     rows.push(row("ten at once, each", samples, vec![crun(0.5), FLOOR]));
+    rows.push(oci_exec(coracle, dir, &bundles, rounds)?);
     let mounts = Mounts::make(&dir.join("mounts"))?;
     let samples = take_turns(alone(&bundles.plain), rounds.warm_up, rounds.short);
     drop(mounts);
@@ -103,6 +104,36 @@ fn runtimes<'a>(coracle: &Path, bundle: &'a Path, dir: &'a Path, bundles: &'a Bu
         }),
     });
     all
+}
+
+/// `exec` by the runtimes themselves, in a container of each.
+fn oci_exec(coracle: &Path, dir: &Path, bundles: &Bundles, rounds: Rounds) -> Result<Row, TaskError> {
+    // One that no other runtime has: some of them would share its cgroup.
+    let id = |name: &str| format!("bench-exec-{name}-{}", std::process::id());
+    let found = ["crun", "runc", "youki"].into_iter().filter_map(|name| Some((name, shell::find(name)?)));
+    let all: Vec<(&str, PathBuf)> = [("coracle", coracle.to_owned())].into_iter().chain(found).collect();
+    let command = |(name, program): &(&str, PathBuf), args: &[&str]| {
+        let mut command = shell::command(program);
+        if *name == "coracle" {
+            command.arg("oci");
+        }
+        command.arg("--root").arg(dir.join(format!("{name}-state"))).args(args);
+        command
+    };
+    for one in &all {
+        let bundle = bundles.waiting.display().to_string();
+        shell::run_all(vec![command(one, &["run", "--detach", "--bundle", &bundle, &id(one.0)])])?;
+    }
+    let candidates = all.iter().map(|one| Candidate {
+        name: one.0.to_owned(),
+        work: Box::new(|| time_command(&mut command(one, &["exec", &id(one.0), "/true"]))),
+    });
+    let samples = take_turns(candidates.collect(), rounds.warm_up, rounds.short);
+    for one in &all {
+        shell::run_all(vec![command(one, &["delete", "--force", &id(one.0)])])?;
+    }
+    let goals = vec![Goal::AtMost(3.0)];
+    Ok(Row { work: "`exec` of static `true` by the OCI runtime".to_owned(), unit: "ms", samples, goals })
 }
 
 /// Mounts that nobody needs, until dropped.
