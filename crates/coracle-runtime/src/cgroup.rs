@@ -30,7 +30,7 @@ mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
@@ -88,6 +88,48 @@ const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
 /// `f_type` of the unified hierarchy.
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
+/// Name of the unified hierarchy beside those of v1.
+const UNIFIED: &str = "unified";
+
+/// What is mounted at [`MOUNT_POINT`].
+enum Layout {
+    /// The unified hierarchy.
+    Unified,
+    /// Those of v1 by their names, and perhaps the unified one beside them.
+    Hierarchies { v1: Vec<String>, has_unified: bool },
+}
+
+/// Looked at once: what a host mounts there stays until it is shut down, and every look is a call for each
+/// hierarchy, for the making of a container's cgroups and for their removal.
+fn layout() -> Result<&'static Layout, LaunchError> {
+    static FOUND: OnceLock<Layout> = OnceLock::new();
+    match FOUND.get() {
+        Some(layout) => Ok(layout),
+        None => Ok(FOUND.get_or_init({
+            let found = find_layout().map_err(|error| failed(format!("read {MOUNT_POINT}"), error))?;
+            || found
+        })),
+    }
+}
+
+fn find_layout() -> Result<Layout, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(MOUNT_POINT, flags, Mode::empty())?;
+    if rustix::fs::fstatfs(&top)?.f_type == CGROUP2_SUPER_MAGIC {
+        return Ok(Layout::Unified);
+    }
+    let (mut v1, mut has_unified) = (Vec::new(), false);
+    for name in directories(&top)? {
+        // A directory on which nothing is mounted is a place for a hierarchy, not one.
+        match rustix::fs::statfs(Path::new(MOUNT_POINT).join(&name))?.f_type {
+            CGROUP2_SUPER_MAGIC if name == UNIFIED => has_unified = true,
+            CGROUP_SUPER_MAGIC => v1.push(name),
+            _ => {}
+        }
+    }
+    Ok(Layout::Hierarchies { v1, has_unified })
+}
+
 impl Cgroup {
     /// The cgroups at `path` as they would be on this host, without making them. `path` is relative to the root
     /// of each hierarchy.
@@ -103,24 +145,13 @@ impl Cgroup {
             return Err(LaunchError::spec("linux.cgroupsPath", "it is the root"));
         }
         let mut cgroup = Self { v1: Vec::new(), v2: None, path: Path::new("/").join(&inner), unit: None };
-        let unreadable = |error: Errno| failed(format!("read {MOUNT_POINT}"), error);
-        let top = rustix::fs::open(
-            MOUNT_POINT,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(unreadable)?;
-        if rustix::fs::fstatfs(&top).map_err(unreadable)?.f_type == CGROUP2_SUPER_MAGIC {
-            cgroup.v2 = Some(Path::new(MOUNT_POINT).join(&inner));
-            return Ok(cgroup);
-        }
-        for name in directories(&top).map_err(unreadable)? {
-            let root = Path::new(MOUNT_POINT).join(&name);
-            // A directory on which nothing is mounted is a place for a hierarchy, not one.
-            match rustix::fs::statfs(&root).map_err(unreadable)?.f_type {
-                CGROUP2_SUPER_MAGIC if name == "unified" => cgroup.v2 = Some(root.join(&inner)),
-                CGROUP_SUPER_MAGIC => cgroup.v1.push(Hierarchy { name, dir: root.join(&inner) }),
-                _ => {}
+        match layout()? {
+            Layout::Unified => cgroup.v2 = Some(Path::new(MOUNT_POINT).join(&inner)),
+            Layout::Hierarchies { v1, has_unified } => {
+                let place = |name: &str| Path::new(MOUNT_POINT).join(name).join(&inner);
+                cgroup.v1 =
+                    v1.iter().map(|name| Hierarchy { name: name.clone(), dir: place(name) }).collect();
+                cgroup.v2 = has_unified.then(|| place(UNIFIED));
             }
         }
         Ok(cgroup)
