@@ -482,7 +482,9 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn read_from(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Its length and one more byte: enough for one call to read it and one to see its end.
+    let length = file.metadata()?.len().min(STATE_BYTES_MAX) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     file.take(STATE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > STATE_BYTES_MAX {
         return Err(io::Error::other(format!("it is larger than {STATE_BYTES_MAX} bytes")));

@@ -127,19 +127,20 @@ pub fn is_protected() -> bool {
 }
 
 /// Executes our own binary in place of this process, protected against writing, with the same standard streams
-/// and close-on-exec rules. Returns at once if it is protected already.
+/// and close-on-exec rules. Returns at once, without asking for the words, if it is protected already.
 ///
 /// # Errors
-/// Only an error returns: what the kernel says.
-pub fn reexec_protected(args: &[CString], env: &[CString]) -> io::Result<()> {
+/// Only an error returns: what the kernel says, or what kept the arguments and the environment from being had.
+pub fn reexec_protected(words: impl FnOnce() -> io::Result<(Vec<CString>, Vec<CString>)>) -> io::Result<()> {
     if is_protected() {
         return Ok(());
     }
+    let (args, env) = words()?;
     let exe = match clone_own_mount() {
         Ok(exe) => exe,
         Err(error) => sealed_copy().map_err(|_unused| error)?,
     };
-    Err(execveat(&exe, args, env))
+    Err(execveat(&exe, &args, &env))
 }
 
 /// Executes our own binary in place of this process; protected if it was before. Returns only an error.

@@ -309,11 +309,13 @@ impl Log {
 /// A program in a container must not be able to write to the binary that started it: this process is executed again
 /// from a copy of its mount that cannot be written to. With the arguments and the environment as they are.
 fn protect() -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::plain(format!("cannot protect the runtime's binary: {e}"));
-    let c = |bytes: Vec<u8>| CString::new(bytes).map_err(|e| failed(e.into()));
-    let args = std::env::args_os().map(|a| c(a.into_vec())).collect::<Result<Vec<_>, _>>()?;
-    let env = environment::pairs().into_iter().map(c).collect::<Result<Vec<_>, _>>()?;
-    process::reexec_protected(&args, &env).map_err(failed)
+    let c = |bytes: Vec<u8>| CString::new(bytes).map_err(std::io::Error::from);
+    let words = || {
+        let args = std::env::args_os().map(|a| c(a.into_vec())).collect::<Result<Vec<_>, _>>()?;
+        Ok((args, environment::pairs().into_iter().map(c).collect::<Result<Vec<_>, _>>()?))
+    };
+    process::reexec_protected(words)
+        .map_err(|e| Failure::plain(format!("cannot protect the runtime's binary: {e}")))
 }
 
 /// Descriptors that a service manager passed to this process for the program, and how the program learns of them.
