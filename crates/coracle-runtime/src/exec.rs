@@ -263,7 +263,9 @@ impl Entry<'_> {
 
     /// The process itself.
     fn run(&self, channel: &Child) -> Result<Infallible, LaunchError> {
-        guard()?;
+        // Signals and the mask for new files are as the stage has left them; the rest is each process's own.
+        hide_and_tie()?;
+        rustix::process::setsid().map_err(|error| LaunchError::step("lead a session", error))?;
         let terminal = match self.stdio {
             Stdio::Terminal { rows, cols } => {
                 Some(open_terminal(rows, cols).map_err(|error| LaunchError::step("open a terminal", error))?)

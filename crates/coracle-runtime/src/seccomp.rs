@@ -24,6 +24,8 @@ mod listener;
 mod profile;
 mod syscalls;
 
+use std::sync::OnceLock;
+
 use coracle_sys::seccomp::Instruction;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 
@@ -58,10 +60,7 @@ pub(crate) fn filter(
     match (source, spec) {
         (SeccompSource::Unconfined, _) | (SeccompSource::FromSpec, None) => Ok(None),
         (SeccompSource::Default | SeccompSource::DefaultOf32Bit, _) => {
-            let narrow = source == SeccompSource::DefaultOf32Bit;
-            let abis = if narrow { &[Abi::NATIVE, Abi::NARROW][..] } else { &[Abi::NATIVE] };
-            let profile = profile::read(DEFAULT_PROFILE, bounding, abis)?;
-            Ok(Some(Filter { program: compile::compile(&profile)?, flags: 0, listener: None }))
+            Ok(Some(Filter { program: default_program(source, bounding)?, flags: 0, listener: None }))
         }
         (SeccompSource::FromSpec, Some(spec)) => {
             let profile = profile::of_spec(spec)?;
@@ -70,6 +69,22 @@ pub(crate) fn filter(
             Ok(Some(Filter { program: compile::compile(&profile)?, flags, listener }))
         }
     }
+}
+
+/// The default profile's program. The first one of a process is kept (1.5 kB): a monitor needs the same for each
+/// exec as for its container, and reading the profile is a quarter of what it does for one.
+fn default_program(source: SeccompSource, bounding: u64) -> Result<Vec<Instruction>, LaunchError> {
+    static FIRST: OnceLock<(SeccompSource, u64, Vec<Instruction>)> = OnceLock::new();
+    if let Some((_, _, program)) = FIRST.get().filter(|first| (first.0, first.1) == (source, bounding)) {
+        return Ok(program.clone());
+    }
+    let narrow = source == SeccompSource::DefaultOf32Bit;
+    let abis = if narrow { &[Abi::NATIVE, Abi::NARROW][..] } else { &[Abi::NATIVE] };
+    let mut program = compile::compile(&profile::read(DEFAULT_PROFILE, bounding, abis)?)?;
+    program.shrink_to_fit();
+    // Another one may be there already, for other capabilities: it stays.
+    FIRST.get_or_init(|| (source, bounding, program.clone()));
+    Ok(program)
 }
 
 /// Resolves a profile in Docker's form (or OCI's) for a process that may have the capabilities in `bounding`, as
