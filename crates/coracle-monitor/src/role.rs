@@ -33,7 +33,7 @@ use rustix::process::DumpableBehavior;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use self::clients::Clients;
-use self::container::{Container, Exec};
+use self::container::{Container, Exec, OomScore};
 use self::network::Connection;
 use crate::logfile::LogFile;
 use crate::machine::{Effect, Event, Machine};
@@ -195,7 +195,7 @@ struct Monitor {
     buffer: Vec<u8>,
     /// Where the timeline's marks begin, microseconds since boot.
     marks_base_us: u64,
-    oom_score_adj: Option<String>,
+    oom_score: OomScore,
 }
 
 impl Monitor {
@@ -242,7 +242,7 @@ impl Monitor {
             is_unheard: false,
             buffer: vec![0; CHUNK_BYTES_MAX + HEAD_BYTES],
             marks_base_us: clock::micros(),
-            oom_score_adj: None,
+            oom_score: OomScore::Unknown,
         };
         timeline::mark_earlier("monitor: entered", Duration::from_micros(clock::micros() - entered_us));
         timeline::mark("monitor: set up");

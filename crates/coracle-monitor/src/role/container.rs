@@ -34,6 +34,18 @@ pub(super) struct Container {
     oom_killed: bool,
 }
 
+/// What of this process the kernel looks at when memory is short. Its children inherit it.
+pub(super) enum OomScore {
+    /// Not looked at yet.
+    Unknown,
+    /// As it was started.
+    Own(String),
+    /// Lower than that.
+    Lowered(String),
+    /// As it was started; the right to lower it is missing, and does not come back.
+    Refused,
+}
+
 /// A process in the container that a client asked for.
 pub(super) struct Exec {
     pub(super) pidfd: OwnedFd,
@@ -57,11 +69,12 @@ impl Monitor {
         self.raise_oom_score();
         let launched = self.connect().and_then(|()| self.launch(&plan.launch));
         drop(plan);
-        self.lower_oom_score();
         match launched {
             Ok(container) => self.started(container),
             Err(why) => self.not_started(why),
         }
+        // Those who wait have been told.
+        self.lower_oom_score();
         self.release_memory();
     }
 
@@ -301,21 +314,29 @@ impl Monitor {
         }
     }
 
-    /// A child inherits our score: it gets back the one that we were born with.
+    /// Gives the container's processes the score that this one was started with.
     pub(super) fn raise_oom_score(&mut self) {
-        if let Some(before) = self.oom_score_adj.take()
-            && let Err(e) = set_oom_score(&before)
-        {
-            self.note(&MonitorError::io("set", "/proc/self/oom_score_adj", e));
+        if let OomScore::Lowered(own) = &self.oom_score {
+            let raised = set_oom_score(own);
+            self.oom_score = OomScore::Own(own.clone());
+            self.try_step(raised.map_err(|e| MonitorError::io("set", "/proc/self/oom_score_adj", e)));
         }
     }
 
     /// Makes the kernel spare the monitor, where it is allowed to ask for that.
     pub(super) fn lower_oom_score(&mut self) {
-        let Ok(before) = std::fs::read_to_string("/proc/self/oom_score_adj") else { return };
-        if set_oom_score(OOM_SCORE_ADJ).is_ok() {
-            self.oom_score_adj = Some(before);
-        }
+        let own = match &self.oom_score {
+            OomScore::Own(own) => own.clone(),
+            OomScore::Unknown => match std::fs::read_to_string("/proc/self/oom_score_adj") {
+                Ok(own) => own,
+                Err(_no_proc) => return,
+            },
+            OomScore::Lowered(_) | OomScore::Refused => return,
+        };
+        self.oom_score = match set_oom_score(OOM_SCORE_ADJ) {
+            Ok(()) => OomScore::Lowered(own),
+            Err(_no_right) => OomScore::Refused,
+        };
     }
 }
 

@@ -172,6 +172,7 @@ impl Monitor {
                 Err(error) => self.note(&error),
             },
         }
+        self.lower_oom_score();
         self.release_memory();
     }
 
@@ -205,7 +206,6 @@ impl Monitor {
             let target = Target { pidfd: running.pidfd.as_fd(), pid: running.pid, cgroup: &running.cgroup };
             coracle_runtime::exec(&target, &launch, stdio, &ExecOptions::default())
         });
-        self.lower_oom_score();
         let mut running = match started {
             Some(Ok(running)) => running,
             Some(Err(e)) => return Err(Answer::NotStarted(not_started(&e))),
