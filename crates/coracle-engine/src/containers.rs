@@ -172,9 +172,9 @@ impl Engine {
         let _volumes = self.prepare_mounts(&mut spec, requests, image)?;
         let durability = if spec.lifecycle.auto_remove { Durability::Volatile } else { Durability::Durable };
         if spec.lifecycle.auto_remove {
-            files::replace(&new.join("transient"), b"", Durability::Volatile)?;
+            files::create(&new.join("transient"), b"", Durability::Volatile)?;
         }
-        files::replace_json(&new.join("spec.json"), &spec, durability)?;
+        files::create_json(&new.join("spec.json"), &spec, durability)?;
         let place = self.dirs().container(&spec.id);
         fs::rename(&new, &place).map_err(|e| EngineError::io(format!("create {}", place.display()), e))?;
         undo.dir = Some(place.clone());

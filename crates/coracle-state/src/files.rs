@@ -93,6 +93,38 @@ fn write_and_rename(
     Ok(())
 }
 
+/// Writes a file where nobody looks yet: in a directory that is renamed into place when it is complete. A rename of
+/// the file itself would change nothing but the journal of the file system.
+///
+/// # Errors
+/// The file exists, or the directory cannot be written to.
+pub fn create(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
+    let at = |e| StateError::io("create", path, e);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at)?;
+    file.write_all(bytes).map_err(at)?;
+    if durability == Durability::Durable {
+        file.sync_all().map_err(at)?;
+        sync_parent(path)?;
+    }
+    Ok(())
+}
+
+/// Encodes a value as JSON and creates `path` with it.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_json<T: serde::Serialize>(
+    path: &Path,
+    value: &T,
+    durability: Durability,
+) -> Result<(), StateError> {
+    create(path, &encode(path, value)?, durability)
+}
+
+fn encode<T: serde::Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StateError> {
+    serde_json::to_vec(value).map_err(|e| StateError::Damaged { path: path.into(), source: e.into() })
+}
+
 /// Encodes a value as JSON and replaces `path` with it.
 ///
 /// # Errors
@@ -102,9 +134,7 @@ pub fn replace_json<T: serde::Serialize>(
     value: &T,
     durability: Durability,
 ) -> Result<(), StateError> {
-    let bytes =
-        serde_json::to_vec(value).map_err(|e| StateError::Damaged { path: path.into(), source: e.into() })?;
-    replace(path, &bytes, durability)
+    replace(path, &encode(path, value)?, durability)
 }
 
 /// Makes renames and unlinks in the directory of `path` survive a power cut.
