@@ -24,14 +24,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use coracle_sys::terminal::Signals;
 use coracle_sys::{process, socket};
 use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::channel::{Child, Message, Parent};
-use crate::hooks::{ContainerState, HookPoint, Status, Surroundings, run_hooks_in};
-use crate::{Gate, LaunchError};
+use crate::hooks::{self, ContainerState, HookPoint, Status, Surroundings, run_hooks_in};
+use crate::{Gate, Launch, LaunchError};
 
 /// What is left between a process that is set up and its program.
 #[derive(Default)]
@@ -54,7 +55,13 @@ pub(crate) struct StartHooks<'a> {
     pub(crate) bundle: PathBuf,
 }
 
-impl StartHooks<'_> {
+impl<'a> StartHooks<'a> {
+    /// Those of a configuration that has any.
+    pub(crate) fn of(launch: &'a Launch, bundle: &Path) -> Option<Self> {
+        let has_any = hooks::has_any(launch.spec.hooks().as_ref(), &[HookPoint::StartContainer]);
+        has_any.then(|| Self { spec: &launch.spec, id: &launch.id, bundle: bundle.to_owned() })
+    }
+
     fn run(&self, env: &[CString]) -> Result<(), LaunchError> {
         let own = i32::try_from(std::process::id()).ok();
         let state = ContainerState::of(self.spec, self.id, &self.bundle, Status::Created, own);
@@ -80,9 +87,11 @@ impl Departure<'_> {
                 channel.wait_at_gate();
                 self.let_go()?;
                 let creator = channel.peer_uid();
+                process::block_signals();
                 channel.detached();
                 self.close_the_rest(listener)?;
                 let opener = self.wait_for_opener(listener, creator);
+                process::reset_signals();
                 if self.hooks.is_none() {
                     // Now, because a filter may forbid to say it later.
                     opener.executing();
@@ -128,11 +137,15 @@ impl Departure<'_> {
     /// Accepts until somebody who may says go. Ends the process if the socket cannot be used: nobody is left to
     /// tell.
     fn wait_for_opener(&self, listener: &OwnedFd, creator: Option<u32>) -> Child {
+        let Ok(signals) = Signals::take(&ENDING) else { process::exit_now(CHILD_FAILED) };
         loop {
-            let mut fds = [PollFd::new(listener, PollFlags::IN)];
+            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => process::exit_now(CHILD_FAILED),
+            }
+            if let Ok(Some(signal)) = signals.next() {
+                process::exit_now(128 + signal);
             }
             let Ok(accepted) = socket::accept(listener.as_fd()) else { process::exit_now(CHILD_FAILED) };
             // Accepted connections do not block, which is not wanted here.
@@ -153,6 +166,25 @@ impl Departure<'_> {
             .is_ok_and(|peer| Some(peer.uid) == creator || (peer.uid == 0 && !self.is_mapped))
     }
 }
+
+/// Signals that end a process unless it does something about them. Process 1 of a namespace gets none that it does
+/// not wait for, and a container that was created must be one that can be ended.
+const ENDING: [i32; 14] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGABRT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGPIPE,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGXCPU,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+];
 
 /// Exit code of a container whose program could not be executed.
 const CHILD_FAILED: i32 = 125;

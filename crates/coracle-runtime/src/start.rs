@@ -13,7 +13,6 @@ use crate::birth::{Followed, Started, give_birth};
 use crate::cgroup::{Cgroup, Driver, Location};
 use crate::error::tolerate;
 use crate::gate::{Departure, StartHooks};
-use crate::hooks::{self, HookPoint};
 use crate::namespaces::{Mounts, Plan, User};
 use crate::program::{Program, ProgramOptions};
 use crate::root::{self, Entry};
@@ -56,17 +55,12 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         tolerate(cgroup.remove(), "the first failure is the one to report; the next start finds the cgroup");
         return Err(error);
     }
-    let hooks = launch.spec.hooks().as_ref();
     let departure = Departure {
         gate: options.gate,
         detached: options.detached,
         preserve_fds: options.preserve_fds,
         is_mapped: plan.is_mapped(),
-        hooks: hooks::has_any(hooks, &[HookPoint::StartContainer]).then(|| StartHooks {
-            spec: &launch.spec,
-            id: &launch.id,
-            bundle: options.bundle.clone(),
-        }),
+        hooks: StartHooks::of(launch, &options.bundle),
     };
     let is_on_host = matches!(plan.mounts, Mounts::Caller);
     let stage = Stage {

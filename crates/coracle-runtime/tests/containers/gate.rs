@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_creator_killed_before_the_release_takes_the_container_along", killed_before_the_release),
     ("what_keeps_a_program_from_running_is_told_to_the_opener", told_to_the_opener),
     ("a_container_killed_at_the_gate_is_not_taken_for_started", killed_at_the_gate),
+    ("a_container_that_was_created_can_be_ended_by_a_signal", ended_by_a_signal),
     ("a_detached_container_outlives_its_starter", a_detached_container),
 ];
 
@@ -60,6 +61,17 @@ fn a_gate_holds_the_program(rig: &Rig) {
     running.release().unwrap();
     assert_eq!(text_of(piped.stdout), "ran\n");
     assert_eq!(finish(&running), 0);
+}
+
+fn ended_by_a_signal(rig: &Rig) {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+        let (mut running, _piped, path) = gated(rig, &rig.launch(&["true"]));
+        std::fs::remove_file(path).unwrap();
+        running.release().unwrap();
+        running.signal(signal).unwrap();
+        assert!(is_ready(&running.pidfd, PollFlags::IN, 10_000), "{signal:?}");
+        assert_eq!(finish(&running), code);
+    }
 }
 
 /// What a creator tells whoever started it: the container's pid.
