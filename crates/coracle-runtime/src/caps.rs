@@ -4,6 +4,8 @@
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
+use crate::LaunchError;
+
 /// Every capability by its number.
 const BY_NUMBER: [(Capability, &str); 41] = [
     (Capability::Chown, "CAP_CHOWN"),
@@ -90,6 +92,21 @@ pub(crate) fn mask(set: Option<&Capabilities>) -> u64 {
         .fold(0, |mask, (number, _)| mask | 1 << number)
 }
 
+/// Refuses inheritable capabilities without a word on the bounding set: an absent set is empty, and the kernel makes
+/// nothing inheritable that is not in there.
+pub(crate) fn check(capabilities: Option<&LinuxCapabilities>) -> Result<(), LaunchError> {
+    let Some(sets) = capabilities.filter(|sets| sets.bounding().is_none()) else { return Ok(()) };
+    let inheritable = mask(sets.inheritable().as_ref());
+    if inheritable == 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "it is missing, and to make {} inheritable without it is an operation not permitted: list them here, too",
+        names(inheritable).join(", ")
+    );
+    Err(LaunchError::spec("process.capabilities.bounding", reason))
+}
+
 /// The five sets of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Sets {
@@ -139,6 +156,21 @@ mod tests {
         assert_eq!(number_of("CAP_EVERYTHING"), None);
         assert_eq!(1 << number_of("SYS_ADMIN").unwrap(), SYS_ADMIN);
         assert_eq!(1 << number_of("SETGID").unwrap(), SETGID);
+    }
+
+    #[test]
+    fn inheritable_capabilities_need_a_bounding_set() {
+        let refused =
+            |json: &str| check(Some(&serde_json::from_str(json).unwrap())).map_err(|e| e.to_string());
+        let error = refused(r#"{"inheritable":["CAP_CHOWN"]}"#).unwrap_err();
+        assert!(error.contains("process.capabilities.bounding") && error.contains("CAP_CHOWN"), "{error}");
+        assert_eq!(refused(r#"{"effective":["CAP_CHOWN"]}"#), Ok(()));
+        assert_eq!(
+            refused(r#"{"inheritable":["CAP_CHOWN"],"bounding":[]}"#),
+            Ok(()),
+            "told, and less is safe"
+        );
+        assert!(check(None).is_ok());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::channel::{Child, Message, Parent, channel};
 use crate::gate::Departure;
 use crate::hooks::{ContainerState, OCI_VERSION, Status};
 use crate::mounts::devices;
-use crate::program::{Program, ProgramOptions, hide_and_tie};
+use crate::program::{Program, ProgramOptions, hide_and_tie, keeps_groups};
 use crate::schedule::Affinity;
 use crate::seccomp::Listener;
 use crate::stage::{guard, place_streams, set_oom_score};
@@ -94,6 +94,7 @@ pub fn exec(
         ProgramOptions {
             preserve_fds: options.preserve_fds,
             no_new_keyring: options.no_new_keyring,
+            keep_groups: keeps_groups(&launch.annotations),
             setgroups_denied: new_user && are_groups_fixed(target.pid)?,
             ..ProgramOptions::default()
         },

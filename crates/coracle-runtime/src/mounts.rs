@@ -38,12 +38,13 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::mount::{self, Attributes};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::LaunchError;
 use crate::cgroup::Cgroup;
 use crate::namespaces::has_namespace;
+use crate::user::Identity;
 use options::{ATTR_RDONLY, Options};
 use sources::Source;
 use target::{Target, clean};
@@ -131,6 +132,21 @@ pub(crate) fn assemble(
         devices::populate(root, &done, spec)?;
     }
     Ok(done)
+}
+
+/// Makes a directory below the root for a user, if it is missing.
+pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &Path, user: &Identity) -> Result<(), LaunchError> {
+    let cannot = |error| LaunchError::step(format!("make the directory {}", path.display()), error);
+    if path == Path::new("/") {
+        return Ok(());
+    }
+    let target = Target::get(root, &clean(path)?, true, true).map_err(cannot)?;
+    if !target.is_new {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::fs::chownat(&target.fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+        .map_err(|error| cannot(error.into()))
 }
 
 /// Masks, read-only paths and everything that must come after the last file was made.

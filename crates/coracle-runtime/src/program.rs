@@ -57,6 +57,17 @@ pub(crate) struct ProgramOptions {
     pub(crate) no_new_keyring: bool,
     /// The user namespace was made without the right to set groups.
     pub(crate) setgroups_denied: bool,
+    /// The caller's supplementary groups stay.
+    pub(crate) keep_groups: bool,
+}
+
+/// The annotation by which crun's users (`podman run --group-add keep-groups`) have the caller's groups kept: files
+/// that the caller may use by a group he is in stay usable where that group has no number in the user namespace.
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+/// Whether a container's annotations say so.
+pub(crate) fn keeps_groups<'a>(annotations: impl IntoIterator<Item = (&'a String, &'a String)>) -> bool {
+    annotations.into_iter().any(|(name, value)| name == KEEP_GROUPS && value == "1")
 }
 
 impl<'a> Program<'a> {
@@ -69,6 +80,7 @@ impl<'a> Program<'a> {
         options: ProgramOptions,
     ) -> Result<Self, LaunchError> {
         check_limits(process)?;
+        caps::check(process.capabilities().as_ref())?;
         let tuning = Tuning::of(process)?;
         let labels = Labels::of(process)?;
         let given = process.env().as_deref().unwrap_or_default();
@@ -263,7 +275,9 @@ impl<'a> Program<'a> {
 
     fn change_user(&self, available: u64, inheritable: u64) -> Result<(), LaunchError> {
         let step = |what: String, error: Errno| LaunchError::step(what, error);
-        if self.options.setgroups_denied {
+        if self.options.keep_groups {
+            // Asked for by name, and the only way in which a caller's groups get into a container.
+        } else if self.options.setgroups_denied {
             self.check_groups()?;
         } else {
             let groups: Vec<Gid> = self.identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -293,15 +307,17 @@ impl<'a> Program<'a> {
     /// Pipes become the user's: `/dev/stdout` is opened anew by programs that log there. Files of the host stay
     /// whose they are.
     fn give_streams(&self) -> Result<(), LaunchError> {
-        let uid = self.identity.uid;
+        let Identity { uid, gid, .. } = self.identity;
         if uid == 0 {
             return Ok(());
         }
         let cannot = |error| LaunchError::step("give the standard streams to the user", error);
         for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
             let stat = rustix::fs::fstat(stream).map_err(cannot)?;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && stat.st_uid != uid {
-                match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
+                && (stat.st_uid, stat.st_gid) != (uid, gid)
+            {
+                match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
                     // A pipe of somebody outside this user namespace, or a user who is; that is told below.
                     Ok(()) | Err(Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
                     Err(error) => return Err(cannot(error)),

@@ -16,6 +16,9 @@ use crate::LaunchError;
 use crate::channel::Child;
 
 const SCHED_DEADLINE: u32 = 6;
+/// The least and the most that a deadline scheduler can count with.
+const RUNTIME_NS_MIN: u64 = 1 << 10;
+const RUNTIME_NS_MAX: u64 = i64::MAX.cast_unsigned();
 const PER_LINUX32: u32 = 8;
 
 /// What a process asks for, in the kernel's numbers.
@@ -192,6 +195,9 @@ fn scheduler(wanted: &Scheduler) -> Result<SchedulerAttributes, LaunchError> {
             "scheduler runtime/deadline/period can only be specified for SchedDeadline policy",
         ));
     }
+    if policy == SCHED_DEADLINE {
+        check_deadline(wanted)?;
+    }
     Ok(SchedulerAttributes {
         policy,
         flags: wanted.flags().iter().flatten().fold(0, |flags, flag| flags | scheduler_flag(*flag)),
@@ -202,6 +208,32 @@ fn scheduler(wanted: &Scheduler) -> Result<SchedulerAttributes, LaunchError> {
         period: wanted.period().unwrap_or(0),
         ..SchedulerAttributes::default()
     })
+}
+
+/// What the kernel would refuse without a word on what is wrong. Source: sched_setattr(2), sched(7).
+fn check_deadline(wanted: &Scheduler) -> Result<(), LaunchError> {
+    let refused = |name: &str, reason: &str| {
+        let reason = format!("sched_setattr: `SCHED_DEADLINE` {reason}");
+        Err(LaunchError::spec(format!("process.scheduler.{name}"), reason))
+    };
+    let &Some(runtime) = wanted.runtime() else { return refused("runtime", "requires `runtime`") };
+    let &Some(deadline) = wanted.deadline() else { return refused("deadline", "requires `deadline`") };
+    // Without a period it is the deadline.
+    let period = wanted.period().filter(|period| *period != 0).unwrap_or(deadline);
+    if runtime == 0 {
+        return refused("runtime", "runtime must be greater than 0 ns");
+    }
+    if !(RUNTIME_NS_MIN..=RUNTIME_NS_MAX).contains(&runtime) {
+        let range = format!("runtime {runtime} must be between {RUNTIME_NS_MIN} and {RUNTIME_NS_MAX} ns");
+        return refused("runtime", &range);
+    }
+    if runtime > deadline {
+        return refused("runtime", &format!("runtime {runtime} must be <= deadline {deadline}"));
+    }
+    if deadline > period {
+        return refused("deadline", &format!("deadline {deadline} must be <= period {period}"));
+    }
+    Ok(())
 }
 
 fn scheduler_flag(flag: LinuxSchedulerFlag) -> u64 {
@@ -286,10 +318,10 @@ mod tests {
     #[test]
     fn a_scheduler_is_told_in_the_kernels_numbers() {
         let tuning = of(r#"{"scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_RESET_ON_FORK"],
-            "runtime":10,"deadline":20,"period":30}}"#)
+            "runtime":1024,"deadline":2000,"period":3000}}"#)
         .unwrap();
         let scheduler = tuning.scheduler.unwrap();
-        assert_eq!((scheduler.policy, scheduler.flags, scheduler.period), (6, 1, 30));
+        assert_eq!((scheduler.policy, scheduler.flags, scheduler.period), (6, 1, 3000));
         let tuning = of(r#"{"scheduler":{"policy":"SCHED_FIFO","priority":7}}"#).unwrap();
         assert_eq!(tuning.scheduler.unwrap().priority, 7);
     }
@@ -311,6 +343,18 @@ mod tests {
             (r#"{"policy":"SCHED_FIFO","priority":-1}"#, "process.scheduler.priority"),
             (r#"{"policy":"SCHED_RR","period":1}"#, "process.scheduler.period"),
             (r#"{"policy":"SCHED_ISO"}"#, "process.scheduler.policy"),
+            (r#"{"policy":"SCHED_DEADLINE","deadline":2000}"#, "requires `runtime`"),
+            (r#"{"policy":"SCHED_DEADLINE","runtime":2000}"#, "requires `deadline`"),
+            (r#"{"policy":"SCHED_DEADLINE","runtime":0,"deadline":2000}"#, "runtime must be greater than 0"),
+            (r#"{"policy":"SCHED_DEADLINE","runtime":1023,"deadline":2000}"#, "must be between 1024 and"),
+            (
+                r#"{"policy":"SCHED_DEADLINE","runtime":3000,"deadline":2000}"#,
+                "3000 must be <= deadline 2000",
+            ),
+            (
+                r#"{"policy":"SCHED_DEADLINE","runtime":1500,"deadline":2000,"period":1900}"#,
+                "2000 must be <= period 1900",
+            ),
         ] {
             let error = of(&format!(r#"{{"scheduler":{json}}}"#)).unwrap_err();
             assert!(error.contains(field), "{error}");

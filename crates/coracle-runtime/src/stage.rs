@@ -88,6 +88,7 @@ impl Stage<'_> {
         self.run_hooks(channel)?;
         self.set_sysctls(assembled.proc.as_ref())?;
         let terminal = self.open_terminal(&assembled)?;
+        self.make_directory(root.as_fd())?;
         mounts::protect(spec, root.as_fd(), &assembled)?;
         root::enter(spec, root.as_fd(), &self.entry)?;
         self.set_names()?;
@@ -261,6 +262,16 @@ impl Stage<'_> {
                 .map_err(|error| LaunchError::step("make /dev/console", error))?;
         }
         Ok(Some(terminal))
+    }
+
+    /// Makes a missing working directory in a root that is about to become read-only.
+    fn make_directory(&self, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+        let spec = &self.launch.spec;
+        let is_read_only = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true);
+        match spec.process().as_ref().filter(|_| is_read_only && self.launch.create_cwd) {
+            Some(process) => mounts::make_directory(root, process.cwd(), &self.program.identity),
+            None => Ok(()),
+        }
     }
 
     fn set_names(&self) -> Result<(), LaunchError> {

@@ -14,7 +14,7 @@ use crate::cgroup::{Cgroup, Driver, Location};
 use crate::error::tolerate;
 use crate::gate::{Departure, StartHooks};
 use crate::namespaces::{Mounts, Plan, User};
-use crate::program::{Program, ProgramOptions};
+use crate::program::{Program, ProgramOptions, keeps_groups};
 use crate::root::{self, Entry};
 use crate::stage::{Host, Stage};
 use crate::{Launch, LaunchError, Root, Running, StartOptions, Stdio, aside, caps, seccomp, validate};
@@ -40,13 +40,11 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
         create_cwd: launch.create_cwd,
         preserve_fds: options.preserve_fds,
         no_new_keyring: options.no_new_keyring,
+        keep_groups: keeps_groups(launch.spec.annotations().iter().flatten()),
         ..ProgramOptions::default()
     };
     let program = prepare(launch, process, host.as_ref(), program_options)?;
     let mut warnings = Vec::new();
-    if options.no_pivot {
-        warnings.push("without pivot_root, whoever may mount in the container can leave its root".to_owned());
-    }
     let cgroup = make_cgroup(launch, options.cgroup_driver, &mut warnings)?;
     let aside = host.as_ref().and_then(|_| aside::namespace_for(&launch.spec, &plan, &entry));
     if let Some(host) = host.as_mut().filter(|_| plan.is_mapped() || aside.is_some())

@@ -256,6 +256,10 @@ pub(crate) fn check_sysctls(spec: &Spec, joins_own_network: bool) -> Checked {
         if name == "kernel.hostname" {
             return refuse(field(), "the configuration has the field hostname for it");
         }
+        let domain = spec.domainname().as_deref().filter(|domain| !domain.is_empty());
+        if name == "kernel.domainname" && domain.is_some_and(|domain| domain != value) {
+            return refuse(field(), "the configuration's field domainname says something else");
+        }
         let Some(kind) = owner(name, value) else {
             return refuse(field(), "it does not belong to a container");
         };
@@ -405,6 +409,18 @@ mod tests {
                 &["user.", "user namespace"],
             ),
         ]);
+    }
+
+    #[test]
+    fn a_domain_name_is_said_once_or_twice_the_same() {
+        let named = |name: &str| {
+            verdict(|v| {
+                v["domainname"] = json!("a");
+                v["linux"]["sysctl"] = json!({"kernel.domainname": name});
+            })
+        };
+        assert!(named("b").contains("field domainname"));
+        assert_eq!(named("a"), "");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! Source: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), set_mempolicy(2), personality(2);
 //! `linux/sched/types.h`.
 
-use std::io;
+use std::{fmt, io};
 
 /// Highest CPU or memory node that a [`Mask`] takes: beyond what any kernel is configured for.
 pub const MASK_BITS_MAX: usize = 1 << 16;
@@ -42,6 +42,14 @@ pub struct SchedulerAttributes {
 /// A set of CPUs or memory nodes, as the kernel reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mask(Vec<u64>);
+
+impl fmt::LowerHex for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = self.0.iter().rev().skip_while(|word| **word == 0);
+        fmt::LowerHex::fmt(words.next().unwrap_or(&0), f)?;
+        words.try_for_each(|word| write!(f, "{word:016x}"))
+    }
+}
 
 impl Mask {
     /// Reads a list such as `0-3,7`. Blanks and empty elements are passed over; `None` stands for what is no list,
@@ -157,6 +165,8 @@ mod tests {
         assert_eq!(Mask::parse("0-3,7"), Some(Mask(vec![0b1000_1111])));
         assert_eq!(Mask::parse(" 1 ,, 64"), Some(Mask(vec![2, 1])));
         assert_eq!(Mask::parse(""), Some(Mask::default()));
+        let hex = |list| format!("{:#x}", Mask::parse(list).unwrap());
+        assert_eq!([hex("0-3"), hex("1,64"), hex("")], ["0xf", "0x10000000000000002", "0x0"]);
         for none in ["a", "3-1", "-1", "+1", "1-", "65537", "0-99999999999999999999", "1;2"] {
             assert_eq!(Mask::parse(none), None, "{none}");
         }

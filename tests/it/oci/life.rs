@@ -293,35 +293,6 @@ fn hooks_run_in_their_order_with_the_state_on_their_input() {
     assert_eq!(brief, expected);
     assert!(seen.iter().all(|(_, state)| state["id"] == *id && state["bundle"] == bundle.path()));
 
-    // Without a list of their own they have the caller's environment, also where the caller is another command.
-    bundle.change(|config| {
-        for point in ["prestart", "createRuntime", "poststart", "poststop"] {
-            let hook = &mut config["hooks"][point][0];
-            hook.as_object_mut().unwrap().remove("env");
-            hook["args"][2] = json!(format!("echo {point} $WHO >> {}", log.display()));
-        }
-    });
-    fs::write(&log, "").unwrap();
-    for (words, who) in [
-        (["create", "-b", bundle.path()].as_slice(), "creator"),
-        (&["start"], "starter"),
-        (&["delete", "--force"], "remover"),
-    ] {
-        let words = [words, &[id]].concat();
-        let mut command = bundle.command(&words);
-        command.env("WHO", who);
-        let (child, files) = bundle.begin(command);
-        bundle.end(child, files, &words).ok();
-    }
-    let said = fs::read_to_string(&log).unwrap();
-    let expected = ["prestart creator", "createRuntime creator", "poststart starter", "poststop remover"];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
-    bundle.change(|config| {
-        for point in ["prestart", "createRuntime", "poststart", "poststop"] {
-            config["hooks"][point] = hook(point);
-        }
-    });
-
     // They run where the bundle is, and what asks for the state meanwhile is told the truth.
     let coracle = bundle.command(&[]).get_program().to_string_lossy().into_owned();
     let script = format!(
@@ -350,6 +321,104 @@ fn hooks_run_in_their_order_with_the_state_on_their_input() {
     let names: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(names, ["prestart", "poststop"]);
     bundle.assert_no_traces();
+}
+
+#[test]
+fn hooks_without_an_environment_have_the_callers() {
+    let Some(bundle) = Bundle::new(&["true"]) else { return };
+    let log = bundle.sandbox.files.join("environment");
+    let script = format!("echo $0-$CORACLE_TEST_TOOLS- >> {}", log.display());
+    let hook = |name: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script, name]});
+    let mut bare = hook("none");
+    bare["env"] = json!([]);
+    bundle.change(|config| {
+        config["hooks"] = json!({
+            "createRuntime": [hook("createRuntime"), bare],
+            "createContainer": [hook("createContainer")],
+            "poststart": [hook("poststart")],
+            "poststop": [hook("poststop")],
+        });
+    });
+    let mut command = bundle.command(&["run", "-b", bundle.path(), &bundle.id("environment")]);
+    command.env("CORACLE_TEST_TOOLS", "here");
+    let (child, files) = bundle.begin(command);
+    bundle.end(child, files, &["run"]).ok();
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let expected =
+        ["createRuntime-here-", "none--", "createContainer-here-", "poststart-here-", "poststop-here-"];
+    assert_eq!(lines, expected);
+    bundle.assert_no_traces();
+}
+
+#[test]
+fn hooks_have_the_environment_of_the_command_that_runs_them() {
+    let Some(bundle) = Bundle::new(&["true"]) else { return };
+    let log = bundle.sandbox.files.join("who");
+    bundle.change(|config| {
+        for point in ["prestart", "createRuntime", "poststart", "poststop"] {
+            let script = format!("echo {point} $WHO >> {}", log.display());
+            config["hooks"][point] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+        }
+    });
+    let id = &bundle.id("who");
+    for (words, who) in [
+        (["create", "-b", bundle.path()].as_slice(), "creator"),
+        (&["start"], "starter"),
+        (&["delete", "--force"], "remover"),
+    ] {
+        let words = [words, &[id]].concat();
+        let mut command = bundle.command(&words);
+        command.env("WHO", who);
+        let (child, files) = bundle.begin(command);
+        bundle.end(child, files, &words).ok();
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    let expected = ["prestart creator", "createRuntime creator", "poststart starter", "poststop remover"];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_failing_poststart_hook_removes_the_container() {
+    let Some(bundle) = Bundle::new(&["sleep", "1000"]) else { return };
+    let log = bundle.sandbox.files.join("poststop");
+    bundle.change(|config| {
+        config["hooks"] = json!({
+            "poststart": [{"path": "/bin/false"}],
+            "poststop": [{"path": "/bin/sh", "args": ["sh", "-c", format!("echo x > {}", log.display())]}],
+        });
+    });
+    let id = &bundle.id("poststart");
+    bundle.oci(&["create", "-b", bundle.path(), id]).ok();
+    bundle.oci(&["start", id]).fails(1, &["poststart"]);
+    bundle.assert_gone(id);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "x\n");
+    bundle.assert_no_traces();
+}
+
+#[test]
+fn a_missing_working_directory_is_made_also_below_a_read_only_root() {
+    let Some(bundle) = Bundle::new(&["pwd"]) else { return };
+    bundle.change(|config| {
+        config["root"]["readonly"] = json!(true);
+        config["process"]["cwd"] = json!("/not/there/yet");
+    });
+    let out = bundle.oci(&["run", "-b", bundle.path(), &bundle.id("cwd")]);
+    assert_eq!(out.ok().trim(), "/not/there/yet");
+}
+
+#[test]
+fn a_user_namespace_without_mappings_holds_its_caller_alone() {
+    let Some(bundle) = Bundle::new(&["cat", "/proc/self/uid_map"]) else { return };
+    bundle.change(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user"}));
+        // Its group 5 has no number in there.
+        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "devpts");
+    });
+    let out = bundle.oci(&["run", "-b", bundle.path(), &bundle.id("ownmap")]);
+    let map: Vec<String> = out.ok().split_whitespace().map(str::to_owned).collect();
+    assert_eq!(map, ["0", "0", "1"]);
 }
 
 #[test]

@@ -11,13 +11,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use coracle_sys::mount;
+use coracle_sys::mount::{self, Attributes};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
 use super::Assembled;
+use super::options::{ATTR_NOEXEC, ATTR_NOSUID};
 use super::target::{self, Target, clean};
 use crate::LaunchError;
 
@@ -68,6 +69,9 @@ fn bind_node(
             format!("the host's {} is another device, and a user namespace can make none", path.display());
         return Err(io::Error::other(text));
     }
+    // The mount that it comes from may allow more than is needed for a device.
+    let less = Attributes { set: ATTR_NOSUID | ATTR_NOEXEC, ..Attributes::default() };
+    mount::set_attributes(node.as_fd(), false, &less)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o666)) {
         Ok(_) | Err(Errno::EXIST) => {}

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIdMappingBuilder, LinuxNamespaceType, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -78,6 +78,7 @@ pub(super) fn launch_of(mut spec: Spec, dir: &Path, id: &str) -> Result<Launch, 
             mount.set_source(Some(source));
         }
     }
+    map_own_ids(&mut spec);
     Ok(Launch {
         id: id.to_owned(),
         spec,
@@ -87,6 +88,28 @@ pub(super) fn launch_of(mut spec: Spec, dir: &Path, id: &str) -> Result<Launch, 
         init: false,
         create_cwd: true,
     })
+}
+
+/// A new user namespace without a word on its ids has the caller as its root and nobody else, as with crun: the
+/// mappings are optional by the specification, and the least that makes a namespace one can run in.
+fn map_own_ids(spec: &mut Spec) {
+    let Some(linux) = spec.linux_mut() else { return };
+    let is_new = |n: &oci_spec::runtime::LinuxNamespace| {
+        n.typ() == LinuxNamespaceType::User
+            && n.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+    };
+    let has_maps = [linux.uid_mappings(), linux.gid_mappings()]
+        .iter()
+        .any(|map| map.as_ref().is_some_and(|map| !map.is_empty()));
+    if has_maps || !linux.namespaces().iter().flatten().any(is_new) {
+        return;
+    }
+    let own = |id: u32| {
+        let map = LinuxIdMappingBuilder::default().container_id(0_u32).host_id(id).size(1_u32).build();
+        map.map(|map| vec![map]).ok()
+    };
+    linux.set_uid_mappings(own(rustix::process::geteuid().as_raw()));
+    linux.set_gid_mappings(own(rustix::process::getegid().as_raw()));
 }
 
 /// A configuration out of its text.
@@ -288,6 +311,30 @@ mod tests {
         change(&mut value);
         let result = parse(value.to_string().as_bytes(), &mut Vec::new()).and_then(|spec| check(&spec));
         result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_user_namespace_without_mappings_has_its_caller_alone() {
+        let mapped = |linux: Value| {
+            let mut value = valid();
+            for (name, field) in linux.as_object().unwrap() {
+                value["linux"][name] = field.clone();
+            }
+            let mut spec = serde_json::from_value(value).unwrap();
+            map_own_ids(&mut spec);
+            let linux = spec.linux().clone().unwrap();
+            linux
+                .uid_mappings()
+                .clone()
+                .map(|map| map.iter().map(|m| (m.host_id(), m.size())).collect::<Vec<_>>())
+        };
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(mapped(json!({"namespaces": [{"type": "user"}]})), Some(vec![(own, 1)]));
+        assert_eq!(mapped(json!({"namespaces": [{"type": "user", "path": "/proc/1/ns/user"}]})), None);
+        assert_eq!(mapped(json!({"namespaces": [{"type": "pid"}]})), None);
+        let map = json!([{"containerID": 0, "hostID": 7, "size": 9}]);
+        let both = json!({"namespaces": [{"type": "user"}], "uidMappings": map, "gidMappings": map});
+        assert_eq!(mapped(both), Some(vec![(7, 9)]));
     }
 
     #[test]

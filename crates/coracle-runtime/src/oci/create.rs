@@ -38,7 +38,10 @@ pub struct CreateOptions {
     pub console_socket: Option<PathBuf>,
     /// A socket for a handle on the container's first process.
     pub pidfd_socket: Option<PathBuf>,
-    /// Descriptors 3 to 2 + n are passed on.
+    /// Descriptors from 3 on that a service manager has passed for the program. One that is not open is between the
+    /// two of them.
+    pub passed_fds: u32,
+    /// As many more descriptors are passed on.
     pub preserve_fds: u32,
     /// Variables that are added to the program's environment: `LISTEN_FDS=1`.
     pub env: Vec<String>,
@@ -61,6 +64,8 @@ pub struct Done {
     pub code: i32,
     /// What could not be done and did not matter enough to fail.
     pub warnings: Vec<String>,
+    /// What was done, for whoever looks for a mistake.
+    pub notes: Vec<String>,
 }
 
 impl Containers {
@@ -108,7 +113,7 @@ impl Containers {
     fn read(&self, id: &str, options: &CreateOptions) -> Result<Bundle, OciError> {
         self.dir(id)?;
         let mut bundle = config::load(&options.bundle, options.config.as_deref(), id)?;
-        check_descriptors(options.preserve_fds)?;
+        check_descriptors(options.passed_fds, options.preserve_fds)?;
         if let Some(process) = bundle.launch.spec.process_mut().as_mut().filter(|_| !options.env.is_empty()) {
             let mut env = process.env().clone().unwrap_or_default();
             env.extend(options.env.iter().cloned());
@@ -119,10 +124,10 @@ impl Containers {
     }
 }
 
-/// Refuses to pass on what is not open.
-pub(super) fn check_descriptors(n: u32) -> Result<(), OciError> {
+/// Refuses to pass on what is not open, of `n` descriptors that come after others.
+pub(super) fn check_descriptors(others: u32, n: u32) -> Result<(), OciError> {
     for number in 0..n {
-        let fd = 3 + u64::from(number);
+        let fd = 3 + u64::from(others) + u64::from(number);
         if let Err(error) = fs::metadata(format!("/proc/self/fd/{fd}")) {
             let text = format!("unable to stat preserved-fd {number} (of {n}): descriptor {fd}: {error}");
             return Err(OciError::invalid(text));
@@ -197,7 +202,7 @@ impl Making {
     fn start(&mut self, stdio: Stdio, gate: Gate, options: &CreateOptions) -> Result<(), OciError> {
         let detached = options.detach || matches!(gate, Gate::Socket(_));
         let start_options = StartOptions {
-            preserve_fds: options.preserve_fds,
+            preserve_fds: options.passed_fds.saturating_add(options.preserve_fds),
             gate,
             detached,
             no_pivot: options.no_pivot,
@@ -298,7 +303,7 @@ impl Making {
     /// Undoes everything if something failed.
     fn finish(mut self, made: Result<i32, OciError>) -> Result<Done, OciError> {
         let error = match made {
-            Ok(code) => return Ok(Done { code, warnings: self.warnings }),
+            Ok(code) => return Ok(Done { code, warnings: self.warnings, ..Done::default() }),
             Err(error) => error,
         };
         if let Some(running) = self.running.take() {

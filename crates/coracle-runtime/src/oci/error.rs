@@ -27,7 +27,7 @@ pub enum OciError {
         id: String,
     },
     /// The id cannot be one.
-    #[error("invalid container ID format: {id:?}")]
+    #[error("invalid container ID format: {id:?}{}", wrong_character(id))]
     InvalidId {
         /// The id.
         id: String,
@@ -119,4 +119,9 @@ impl Explain for OciError {
             _ => None,
         }
     }
+}
+/// Names the first character that an id cannot have.
+fn wrong_character(id: &str) -> String {
+    let wrong = id.chars().find(|c| !super::state::is_id_character(*c));
+    wrong.map(|c| format!(": invalid character {c:?}")).unwrap_or_default()
 }

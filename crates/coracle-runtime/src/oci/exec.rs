@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use coracle_sys::schedule::Mask;
 use coracle_sys::terminal::{Signals, Size};
 use oci_spec::runtime::{Capability, Process, Spec};
 
@@ -87,9 +88,10 @@ impl Container {
             }
             _ => {}
         }
-        check_descriptors(options.preserve_fds)?;
+        check_descriptors(0, options.preserve_fds)?;
         let mut warnings = Vec::new();
         let launch = self.exec_launch(request, &mut warnings)?;
+        let notes = notes_on(&launch.process);
         let wants_terminal = launch.process.terminal() == Some(true);
         if options.console_socket.is_some() && !(options.detach && wants_terminal) {
             let text = "cannot use console socket if coracle will not detach or allocate tty";
@@ -104,7 +106,7 @@ impl Container {
                 false => Stdio::Inherit,
             };
             self.execute(&launch, stdio, options, &mut warnings)?;
-            return Ok(Done { code: 0, warnings });
+            return Ok(Done { warnings, notes, ..Done::default() });
         }
         let host = if wants_terminal { Some(HostTerminal::find()?) } else { None };
         let signals =
@@ -118,7 +120,7 @@ impl Container {
             attach::prepare(master)?;
         }
         let code = attach::watch(&running, &signals, host.as_ref())?;
-        Ok(Done { code, warnings })
+        Ok(Done { code, warnings, notes })
     }
 
     fn execute(
@@ -172,6 +174,17 @@ impl Container {
             memory_policy: linux.and_then(|linux| linux.memory_policy().clone()),
         })
     }
+}
+
+/// What cannot be seen from inside: the CPUs that are changed again before the program runs.
+fn notes_on(process: &Process) -> Vec<String> {
+    let affinity = process.exec_cpu_affinity().as_ref();
+    let initial = affinity.and_then(|cpus| cpus.initial().as_deref()).and_then(Mask::parse);
+    initial
+        .filter(|mask| !mask.is_empty())
+        .map(|mask| format!("initial CPU affinity: {mask:#x}"))
+        .into_iter()
+        .collect()
 }
 
 fn hand_over(running: &mut Running, options: &ExecRequest) -> Result<(), OciError> {
@@ -248,6 +261,15 @@ fn add_capabilities(process: &mut Process, added: &[Capability]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_cpus_of_an_exec_are_noted() {
+        let mut process = Process::default();
+        assert!(notes_on(&process).is_empty());
+        process
+            .set_exec_cpu_affinity(Some(serde_json::from_str(r#"{"initial":"0,4-5","final":"1"}"#).unwrap()));
+        assert_eq!(notes_on(&process), ["initial CPU affinity: 0x31"]);
+    }
 
     #[test]
     fn an_exec_is_the_container_s_process_but_for_what_it_says() {

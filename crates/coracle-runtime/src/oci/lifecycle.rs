@@ -46,16 +46,21 @@ impl Container {
         }
         self.record.phase = Phase::Starting;
         self.write()?;
-        let warnings = open_gate(&self.socket())?;
+        let mut warnings = open_gate(&self.socket())?;
         self.record.phase = Phase::Running;
         self.write()?;
         crate::error::tolerate(fs::remove_file(self.socket()), "nobody listens there any more");
         drop(lock);
-        self.poststart()?;
-        Ok(Done { code: 0, warnings })
+        if let Err(error) = self.poststart() {
+            let removed = self.lock().and_then(|lock| self.remove(&lock, &mut warnings));
+            crate::error::tolerate(removed, "the first failure is the one to report");
+            return Err(error);
+        }
+        Ok(Done { warnings, ..Done::default() })
     }
 
-    /// Runs the poststart hooks. One that fails ends the container, as runc has it since 1.3.
+    /// Runs the poststart hooks. One that fails ends the container, which whoever called removes (OCI
+    /// `runtime.md#lifecycle`, step 9).
     pub(super) fn poststart(&self) -> Result<(), OciError> {
         let Some(hooks) = &self.record.hooks else { return Ok(()) };
         let state = self.hook_state(hooks::Status::Running);
@@ -165,7 +170,7 @@ impl Container {
         }
         let mut warnings = Vec::new();
         self.cgroup()?.update(resources, &mut warnings)?;
-        Ok(Done { code: 0, warnings })
+        Ok(Done { warnings, ..Done::default() })
     }
 
     /// The processes in it, by the caller's pid namespace.

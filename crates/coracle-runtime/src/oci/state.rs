@@ -524,12 +524,15 @@ pub(super) fn remove(dir: &Path) -> Result<(), OciError> {
 }
 
 /// An id becomes the name of a directory: one component (runc's rule).
+pub(super) fn is_id_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_+.-".contains(c)
+}
+
 pub(super) fn check_id(id: &str) -> Result<(), OciError> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
     if id.is_empty() {
         return Err(OciError::invalid("container id cannot be empty"));
     }
-    if id.len() > ID_BYTES_MAX || !id.bytes().all(known) || id == "." || id == ".." {
+    if id.len() > ID_BYTES_MAX || !id.chars().all(is_id_character) || id == "." || id == ".." {
         return Err(OciError::InvalidId { id: id.to_owned() });
     }
     Ok(())

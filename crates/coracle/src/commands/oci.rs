@@ -222,6 +222,9 @@ impl Global {
         for warning in &done.warnings {
             self.log.warn(warning);
         }
+        for note in &done.notes {
+            self.log.debug(note);
+        }
         crate::foreground::code(done.code)
     }
 }
