@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), expect(unsafe_code, reason = "this crate exists to hold it"))]
 #![cfg_attr(test, allow(unsafe_code, clippy::allow_attributes, reason = "this crate exists to hold it"))]
 
+pub mod arena;
 pub mod bpf;
 pub mod idmap;
 pub mod layered;

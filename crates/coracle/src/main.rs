@@ -33,15 +33,23 @@ use std::path::PathBuf;
 
 use coracle_base::timeline;
 use coracle_state::{ContainerId, Dirs};
+use coracle_sys::arena::Arena;
 
 use cli::{GLOBAL, Request, Usage};
 use context::Context;
 use failure::Failure;
 
+#[global_allocator]
+static ARENA: Arena = Arena::new();
+
 fn main() {
     let mut args = std::env::args_os().skip(1);
     let code = match args.next() {
-        Some(role) if role == "@monitor" => u8::try_from(coracle_monitor::main(args)).unwrap_or(1),
+        Some(role) if role == "@monitor" => {
+            // It lives long and gives memory back.
+            ARENA.close();
+            u8::try_from(coracle_monitor::main(args)).unwrap_or(1)
+        }
         Some(role) if role == "@after-exit" => after_exit(args),
         _ => command_line(),
     };
