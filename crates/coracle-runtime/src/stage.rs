@@ -63,6 +63,12 @@ impl Host {
         let sources = Sources::open(&launch.spec, &launch.root)?;
         Ok(Self { root: root::open(&launch.root)?, sources })
     }
+
+    /// For a container that may mount in a user namespace of its own.
+    pub(crate) fn lock(&mut self, launch: &Launch) -> Result<(), LaunchError> {
+        let root = matches!(launch.root, Root::Path(_)).then_some(&mut self.root);
+        self.sources.lock(&launch.spec, root)
+    }
 }
 
 impl Stage<'_> {

@@ -34,7 +34,7 @@ pub fn start(launch: &Launch, stdio: Stdio, options: StartOptions) -> Result<Run
     validate::check_sysctls(&launch.spec, plan.joins_own_network)?;
     plan.take(options.netns, options.userns);
     let entry = entry(launch, &plan, options.no_pivot)?;
-    let mut host = if may_open(&plan) { Some(Host::open(launch)?) } else { None };
+    let mut host = open_host(launch, &plan, process)?;
     let program_options = ProgramOptions {
         init: launch.init,
         create_cwd: launch.create_cwd,
@@ -107,6 +107,19 @@ fn entry(launch: &Launch, plan: &Plan, no_pivot: bool) -> Result<Entry, LaunchEr
 /// Whether this process has the right to make mounts, which the container's gets otherwise.
 fn may_open(plan: &Plan) -> bool {
     !matches!(&plan.user, User::New(maps) if maps.is_unprivileged())
+}
+
+/// What of the host the container needs; nothing if this process may not open it.
+fn open_host(launch: &Launch, plan: &Plan, process: &Process) -> Result<Option<Host>, LaunchError> {
+    if !may_open(plan) {
+        return Ok(None);
+    }
+    let mut host = Host::open(launch)?;
+    let bounding = caps::mask(process.capabilities().as_ref().and_then(|sets| sets.bounding().as_ref()));
+    if plan.is_mapped() && bounding & caps::SYS_ADMIN != 0 {
+        host.lock(launch)?;
+    }
+    Ok(Some(host))
 }
 
 fn prepare<'a>(

@@ -5,6 +5,10 @@
 //!
 //! Source: fsopen(2), open_tree(2), mount_setattr(2), move_mount(2), openat2(2); Linux 5.12.
 
+mod locked;
+
+pub use locked::lock;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;

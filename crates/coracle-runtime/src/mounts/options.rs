@@ -287,6 +287,21 @@ impl Options {
         self.change_below(mount).map_err(super::unnamed)
     }
 
+    /// The same for a tree that is going to be locked, and then changed once more in the container: what only takes
+    /// rights away, and access times, which cannot be changed afterwards.
+    pub(super) fn restrict(&self, tree: BorrowedFd<'_>) -> Result<(), LaunchError> {
+        if self.touched {
+            let (set, clear) = self.within(attributes_of(tree)?)?;
+            set_attributes(tree, set, clear).map_err(super::unnamed)?;
+        }
+        let change =
+            Attributes { set: self.rec_set, clear: self.rec_clear & ATTR_ATIME, ..Attributes::default() };
+        if change == Attributes::default() {
+            return Ok(());
+        }
+        mount::set_attributes(tree, true, &change).map_err(super::unnamed)
+    }
+
     /// The recursive attributes.
     pub(super) fn change_below(&self, mount: BorrowedFd<'_>) -> io::Result<()> {
         if self.rec_set | self.rec_clear == 0 {

@@ -74,6 +74,30 @@ impl Sources {
         Ok(Self { list, root_path, cgroups: BTreeMap::new() })
     }
 
+    /// Locks what is shown of the host, and the container's `root` with it if that is part of the host, for a
+    /// container whose own user namespace has the right to mount: it could take covers off, and make writable what
+    /// is read-only, otherwise.
+    pub(crate) fn lock(&mut self, spec: &Spec, root: Option<&mut OwnedFd>) -> Result<(), LaunchError> {
+        let mut trees = Vec::new();
+        for (source, mount) in self.list.iter_mut().zip(spec.mounts().iter().flatten()) {
+            if let Source::Tree(tree) = source {
+                Options::of(mount).restrict(tree.as_fd()).map_err(|error| super::in_mount(mount, error))?;
+                trees.push(tree);
+            }
+        }
+        trees.extend(root);
+        if trees.is_empty() {
+            return Ok(());
+        }
+        let given: Vec<BorrowedFd<'_>> = trees.iter().map(|tree| tree.as_fd()).collect();
+        let locked = mount::lock(&given)
+            .map_err(|error| LaunchError::step("lock the host's mounts for a user namespace", error))?;
+        for (tree, locked) in trees.into_iter().zip(locked) {
+            *tree = locked;
+        }
+        Ok(())
+    }
+
     /// Opens the container's cgroups, if it is to see them: a directory above may be closed to its root.
     pub(crate) fn open_cgroups(&mut self, spec: &Spec, cgroup: &Cgroup) -> Result<(), LaunchError> {
         if !spec.mounts().iter().flatten().any(|mount| mount.typ().as_deref() == Some("cgroup")) {

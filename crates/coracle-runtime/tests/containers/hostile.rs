@@ -4,16 +4,19 @@
 
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use coracle_base::explain::chain;
-use coracle_runtime::{Launch, StartOptions, Stdio, start};
+use coracle_runtime::{Launch, SeccompSource, StartOptions, Stdio, start};
 use coracle_sys::process::{CloneArgs, Cloned, clone_child, exit_now, wait_pidfd};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, makedev};
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
 use crate::Case;
+use crate::inside;
+use crate::namespaces::map_users;
 use crate::rig::{Rig, args, failure, finish, mount, output, pipes, process, run, text_of};
 
 pub(crate) const CASES: &[Case] = &[
@@ -31,6 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     ("device_nodes_of_the_image_are_denied", device_nodes_of_the_image_are_denied),
     ("cgroups_cannot_be_written", cgroups_cannot_be_written),
     ("the_hosts_null_device_is_not_handed_on", the_hosts_null_device_is_not_handed_on),
+    ("a_user_namespace_takes_no_mount_of_the_host_apart", a_user_namespace_takes_no_mount_of_the_host_apart),
 ];
 
 /// Starts of one container while another process exchanges its targets.
@@ -343,4 +347,58 @@ fn the_hosts_null_device_is_not_handed_on(rig: &Rig) {
     assert_eq!(after, before.permissions());
     let device = before.dev();
     assert!(seen.starts_with("600 ") && !seen.ends_with(&format!(" {device}\n")), "{seen} of {device}");
+}
+
+/// A volume with a cover on a part of it, and one that the host keeps read-only.
+struct Volumes(PathBuf);
+
+impl Volumes {
+    fn new(rig: &Rig) -> Self {
+        let dir = rig.dir.join("volumes");
+        for sub in ["covered/part", "fixed"] {
+            fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        fs::write(dir.join("covered/part/secret"), "secret").unwrap();
+        let plain = MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.join("covered/part"), "tmpfs", plain, None).unwrap();
+        rustix::mount::mount("tmpfs", dir.join("fixed"), "tmpfs", plain, None).unwrap();
+        fs::set_permissions(dir.join("fixed"), fs::Permissions::from_mode(0o777)).unwrap();
+        rustix::mount::mount_remount(dir.join("fixed"), MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        for sub in ["covered/part", "fixed"] {
+            rustix::mount::unmount(self.0.join(sub), UnmountFlags::DETACH).unwrap();
+        }
+    }
+}
+
+/// Mounts that were handed over to a namespace are not locked there of themselves, as copied ones are: who may
+/// mount in a user namespace of his own must not see below a cover, nor write what is read-only.
+fn a_user_namespace_takes_no_mount_of_the_host_apart(rig: &Rig) {
+    if inside::is_inside() {
+        return println!("skipped: other users cannot be mapped in here");
+    }
+    let volumes = Volumes::new(rig);
+    let mut launch = rig.sh(
+        "umount /covered/part; cat /covered/part/secret; mount -o bind /covered /tmp; cat /tmp/part/secret; \
+         for dir in /fixed /asked; do mount -o remount,bind,rw $dir; touch $dir/written && echo $dir; done; \
+         mount -t tmpfs mine /tmp && umount /tmp && echo may mount",
+    );
+    map_users(rig, &mut launch);
+    launch.seccomp = SeccompSource::Unconfined;
+    let admin =
+        r#"{"bounding":["CAP_SYS_ADMIN"],"permitted":["CAP_SYS_ADMIN"],"effective":["CAP_SYS_ADMIN"]}"#;
+    process(&mut launch).set_capabilities(Some(serde_json::from_str(admin).unwrap()));
+    let source = |name: &str| volumes.0.join(name).to_str().unwrap().to_owned();
+    launch.spec.mounts_mut().as_mut().unwrap().extend([
+        mount("/covered", "bind", &source("covered"), &["rbind"]),
+        mount("/fixed", "bind", &source("fixed"), &["rbind"]),
+        mount("/asked", "bind", &source("covered"), &["bind", "ro"]),
+    ]);
+    let (_, out, err) = run(&launch);
+    assert_eq!(out, "may mount\n", "{err}");
 }

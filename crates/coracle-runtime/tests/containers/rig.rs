@@ -18,9 +18,9 @@ use rustix::process::Signal;
 
 use crate::BUSYBOX;
 
-const APPLETS: [&str; 23] = [
-    "sh", "ls", "cat", "id", "mount", "ps", "true", "sleep", "hostname", "echo", "grep", "env", "mkdir",
-    "rmdir", "stat", "wc", "chmod", "tail", "kill", "stty", "touch", "readlink", "head",
+const APPLETS: [&str; 24] = [
+    "sh", "ls", "cat", "id", "mount", "umount", "ps", "true", "sleep", "hostname", "echo", "grep", "env",
+    "mkdir", "rmdir", "stat", "wc", "chmod", "tail", "kill", "stty", "touch", "readlink", "head",
 ];
 
 /// A root file system of its own, and a name for cgroups.
