@@ -27,6 +27,7 @@ mod features;
 mod lifecycle;
 mod process;
 mod state;
+mod unique;
 
 pub use config::{Bundle, load, parse_process, parse_resources};
 pub use create::{CreateOptions, Done};

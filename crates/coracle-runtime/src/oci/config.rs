@@ -18,8 +18,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::state::read;
+use super::unique::Unique;
 use crate::hooks::HookPoint;
 use crate::{Launch, LaunchError, Root, SeccompSource};
+
+/// Mounts of one container at most: each new one is slower than the one before, and all host commands that look at
+/// mounts with it.
+const MOUNTS_MAX: usize = 4096;
 
 /// A bundle as it was found.
 #[derive(Debug)]
@@ -53,6 +58,11 @@ impl Bundle {
 pub fn load(bundle: &Path, config: Option<&Path>, id: &str) -> Result<Bundle, LaunchError> {
     let file = bundle.join(config.unwrap_or(Path::new("config.json")));
     let cannot = |error: io::Error| LaunchError::step(format!("read {}", file.display()), error);
+    // What somebody else has put into a bundle could keep us waiting for ever; who names a pipe means it.
+    let is_odd = |meta: std::fs::Metadata| !meta.is_file() && !meta.is_dir();
+    if config.is_none() && std::fs::metadata(&file).is_ok_and(is_odd) {
+        return Err(cannot(io::Error::other("it is no regular file")));
+    }
     let text = read(&file).map_err(cannot)?;
     let mut warnings = Vec::new();
     let spec = parse(&text, &mut warnings)?;
@@ -179,8 +189,10 @@ pub(super) fn parse_as<T: DeserializeOwned>(
     if let Ok(value) = serde_json::from_slice(text) {
         return Ok(value);
     }
-    let mut value: Value = serde_json::from_slice(text)
-        .map_err(|error| LaunchError::spec(name, format!("it is no valid JSON: {error}")))?;
+    let invalid = |error| LaunchError::spec(name, format!("it is no valid JSON: {error}"));
+    // A map takes the last of several fields of one name, another reader the first: neither is what was meant.
+    serde_json::from_slice::<Unique>(text).map_err(invalid)?;
+    let mut value: Value = serde_json::from_slice(text).map_err(invalid)?;
     drop_nulls(&mut value);
     complete(&mut value);
     serde_path_to_error::deserialize(value).map_err(|error| {
@@ -227,6 +239,13 @@ fn check(spec: &Spec) -> Result<(), LaunchError> {
         if named(spec.domainname()) {
             return Err(LaunchError::spec("domainname", reason));
         }
+    }
+    let n_mounts = spec.mounts().as_ref().map_or(0, Vec::len);
+    if n_mounts > MOUNTS_MAX {
+        return Err(LaunchError::spec(
+            "mounts",
+            format!("there are {n_mounts}; at most {MOUNTS_MAX} are allowed"),
+        ));
     }
     for (idx, mount) in spec.mounts().iter().flatten().enumerate() {
         if mount.destination().as_os_str().is_empty() {
@@ -429,6 +448,40 @@ mod tests {
         let sets = process.capabilities().as_ref().unwrap();
         assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         assert!(warnings[0].contains("CAP_NOPE") && warnings.len() == 1, "{warnings:?}");
+    }
+
+    #[test]
+    fn an_ambiguous_configuration_is_refused() {
+        let text = valid().to_string();
+        for fields in [r#","root":{"path":"/"}}"#, r#","root":{"path":"/"},"hostname":null}"#] {
+            let text = format!("{}{fields}", text.strip_suffix('}').unwrap());
+            let error = parse(text.as_bytes(), &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains("duplicate field \"root\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_mounts_than_a_host_bears_are_refused() {
+        let mut value = valid();
+        let mount = json!({"destination": "/x", "type": "tmpfs", "source": "tmpfs"});
+        value["mounts"] = vec![mount; MOUNTS_MAX + 1].into();
+        let spec = |value: &Value| parse(value.to_string().as_bytes(), &mut Vec::new()).unwrap();
+        let error = check(&spec(&value)).unwrap_err().to_string();
+        assert!(error.contains("mounts: there are 4097"), "{error}");
+        drop(value["mounts"].as_array_mut().unwrap().pop());
+        check(&spec(&value)).unwrap();
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_configuration_keeps_nobody_waiting() {
+        let dir = std::env::temp_dir().join(format!("coracle-piped-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let pipe = dir.join("config.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let error = coracle_base::explain::chain(&load(&dir, None, "x").unwrap_err());
+        assert!(error.contains("no regular file"), "{error}");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod life;
 mod show;
 mod update;
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::fs;
 use std::io::Write as _;
@@ -283,7 +284,7 @@ impl Log {
         if failure.message.is_empty() {
             return failure.code;
         }
-        let message = failure.message.trim_end();
+        let message = &*bounded(failure.message.trim_end());
         self.record("error", message);
         // What the program's own execution came to is said as a shell says it. Of other lines there are engines that
         // look for the word, where an exit code would do.
@@ -297,6 +298,7 @@ impl Log {
     }
 
     fn warn(&self, message: &str) {
+        let message = &*bounded(message);
         if !self.record("warning", message) {
             output::warn(message);
         }
@@ -338,9 +340,31 @@ pub(crate) fn called_name() -> Option<String> {
     ["runc", "coracle-runtime"].contains(&name.as_str()).then_some(name)
 }
 
+/// A message of a length that is read: it may quote what is endless. Its end says what was wrong.
+fn bounded(text: &str) -> Cow<'_, str> {
+    const BEGINNING_CHARS: usize = 2000;
+    const END_CHARS: usize = 500;
+    let n = text.chars().count();
+    if n <= BEGINNING_CHARS + END_CHARS {
+        return Cow::Borrowed(text);
+    }
+    let beginning: String = text.chars().take(BEGINNING_CHARS).collect();
+    let end: String = text.chars().skip(n - END_CHARS).collect();
+    Cow::Owned(format!("{beginning} … {end}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endless_message_keeps_its_ends() {
+        assert_eq!(bounded("cannot é"), "cannot é");
+        let long = format!("cannot use {}: why", "é".repeat(100_000));
+        let shown = bounded(&long);
+        assert!(shown.starts_with("cannot use é") && shown.ends_with("é: why"), "{shown}");
+        assert!(shown.chars().count() < 2600, "{}", shown.len());
+    }
 
     #[test]
     fn a_log_line_is_what_engines_parse() {
