@@ -14,7 +14,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use coracle_sys::netdev;
@@ -26,6 +26,7 @@ use crate::channel::{Child, Message, Parent, channel};
 use crate::error::tolerate;
 use crate::hooks::{self, ContainerState, HookPoint, Status};
 use crate::maps::Maps;
+use crate::mounts::Table;
 use crate::namespaces::{User, enter_pid_namespace, flag, leave_pid_namespace, open_namespace};
 use crate::seccomp::Listener;
 use crate::stage::Stage;
@@ -139,6 +140,8 @@ struct Follower<'a> {
     launch: &'a Launch,
     bundle: PathBuf,
     hook_env: Vec<CString>,
+    /// Tables for trees that the new process opens, by the mount's position.
+    tables: Vec<(usize, Table)>,
     /// To be written when the first process asks for it that is in the new user namespace.
     maps: Option<Maps>,
     /// To be written for a process that will have no right to do it.
@@ -160,6 +163,7 @@ impl<'a> Follower<'a> {
             launch: stage.launch,
             bundle: std::mem::take(&mut stage.bundle),
             hook_env: std::mem::take(&mut stage.hook_env),
+            tables: stage.host.as_ref().map(|host| host.sources.tables_inside()).unwrap_or_default(),
             oom_score_adj: score.filter(|_| maps.is_some()),
             maps,
             process: None,
@@ -190,6 +194,7 @@ impl<'a> Follower<'a> {
                     mount_namespace = self.mount_namespace();
                 }
                 Message::Interfaces => self.move_interfaces(&parent)?,
+                Message::Ids { idx, tree } => self.map_ids(idx, tree.as_fd(), &parent)?,
                 Message::Hooks => self.run_hooks(&parent)?,
                 Message::Listener(number) => self.pass_listener(number, &parent)?,
                 Message::Executing => is_executing = true,
@@ -229,6 +234,18 @@ impl<'a> Follower<'a> {
         if let Some(maps) = self.maps.take() {
             maps.write(pid)?;
         }
+        parent.release()
+    }
+
+    /// By the starter, who has rights over the host's file systems, with a table that it made itself.
+    fn map_ids(&self, idx: usize, tree: BorrowedFd<'_>, parent: &Parent) -> Result<(), LaunchError> {
+        let field = format!("mounts[{idx}]");
+        let Some((_, table)) = self.tables.iter().find(|(known, _)| *known == idx) else {
+            return Err(LaunchError::spec(field, "there are no ids to map"));
+        };
+        let mount = self.launch.spec.mounts().as_ref().and_then(|mounts| mounts.get(idx));
+        let path = mount.and_then(|mount| mount.source().as_deref()).unwrap_or(Path::new("/"));
+        table.apply(tree, &field, path)?;
         parent.release()
     }
 

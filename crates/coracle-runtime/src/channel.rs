@@ -8,6 +8,7 @@
 //!                   'L' number(4)                 a seccomp listener by its number there: waits to be let on
 //!                   'U'                           waits for the maps of its user namespace
 //!                   'B'                           a helper's child: waits until its pid is known and its maps written
+//!                   'I' mount(4) + descriptor      a tree whose ids are to be mapped: waits until they are
 //!                   'N'                           waits for interfaces of the host
 //!                   'H'                           waits for the hooks of the caller's namespaces
 //!                   'R'                           ready: waits for the gate
@@ -56,6 +57,10 @@ pub(crate) enum Message {
     Warning(String),
     Failed(LaunchError),
     Terminal(OwnedFd),
+    Ids {
+        idx: usize,
+        tree: OwnedFd,
+    },
     Pid(i32),
     Listener(RawFd),
     Maps,
@@ -107,6 +112,12 @@ impl Parent {
             (b'W', None) => Ok(Message::Warning(String::from_utf8_lossy(rest).into_owned())),
             (b'E', None) => decode(rest).map(Message::Failed).ok_or_else(malformed),
             (b'T', Some(fd)) => Ok(Message::Terminal(fd)),
+            (b'I', Some(tree)) => rest
+                .try_into()
+                .ok()
+                .and_then(|idx| usize::try_from(u32::from_ne_bytes(idx)).ok())
+                .map(|idx| Message::Ids { idx, tree })
+                .ok_or_else(malformed),
             (b'P', None) => rest
                 .try_into()
                 .map(|pid| Message::Pid(i32::from_ne_bytes(pid)))
@@ -170,13 +181,26 @@ impl Child {
     }
 
     pub(crate) fn terminal(&self, master: BorrowedFd<'_>) -> io::Result<()> {
+        self.send_descriptor(b"T", master)
+    }
+
+    /// Has the starter map the ids of a detached tree as the mount at `idx` wants it, and waits until it has. Ends
+    /// the process if it did not.
+    pub(crate) fn map_ids(&self, idx: usize, tree: BorrowedFd<'_>) -> io::Result<()> {
+        let [a, b, c, d] = u32::try_from(idx).unwrap_or(u32::MAX).to_ne_bytes();
+        self.send_descriptor(&[b'I', a, b, c, d], tree)?;
+        self.wait_for_go();
+        Ok(())
+    }
+
+    fn send_descriptor(&self, packet: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [master];
+        let fds = [fd];
         if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(Errno::NOBUFS.into());
         }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(b"T")], &mut control, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -208,6 +232,10 @@ impl Child {
 
     fn ask(&self, tag: u8) {
         self.send(tag, b"");
+        self.wait_for_go();
+    }
+
+    fn wait_for_go(&self) {
         if !self.hears_go() {
             coracle_sys::process::exit_now(125);
         }

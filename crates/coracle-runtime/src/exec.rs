@@ -353,6 +353,7 @@ impl Caller<'_> {
                 Message::Pid(pid) => found = Some((pid, open_child(pid)?)),
                 Message::Listener(number) => listener = Some(number),
                 Message::Maps
+                | Message::Ids { .. }
                 | Message::Born
                 | Message::Interfaces
                 | Message::Hooks

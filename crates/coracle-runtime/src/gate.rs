@@ -218,6 +218,7 @@ pub fn open_gate(socket: &Path) -> Result<Vec<String>, LaunchError> {
                 return Err(LaunchError::Vanished { status });
             }
             Message::Terminal(_)
+            | Message::Ids { .. }
             | Message::Pid(_)
             | Message::Listener(_)
             | Message::Maps

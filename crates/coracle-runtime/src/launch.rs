@@ -180,6 +180,7 @@ impl Running {
                 | Message::Pid(_)
                 | Message::Listener(_)
                 | Message::Maps
+                | Message::Ids { .. }
                 | Message::Born
                 | Message::Interfaces
                 | Message::Hooks

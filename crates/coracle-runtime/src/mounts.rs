@@ -43,6 +43,7 @@ use rustix::io::Errno;
 
 use crate::LaunchError;
 use crate::cgroup::Cgroup;
+use crate::channel::Child;
 use crate::namespaces::has_namespace;
 use crate::user::Identity;
 use options::{ATTR_RDONLY, Options};
@@ -51,7 +52,7 @@ use target::{Target, clean};
 
 pub use options::mount_options;
 pub(crate) use options::propagation;
-pub(crate) use sources::Sources;
+pub(crate) use sources::{Sources, Table};
 
 const MS_SLAVE: u64 = 1 << 19;
 const MS_PRIVATE: u64 = 1 << 18;
@@ -104,6 +105,8 @@ struct Place<'a> {
     label: Label,
     /// The container has a user namespace: the host's mounts are locked to it.
     is_locked: bool,
+    /// Whoever maps the ids of what is mounted already, where this process has no right to.
+    mapper: Option<&'a Child>,
 }
 
 impl Place<'_> {
@@ -121,9 +124,10 @@ pub(crate) fn assemble(
     root: BorrowedFd<'_>,
     sources: &Sources,
     cgroup: &Cgroup,
+    mapper: Option<&Child>,
 ) -> Result<Assembled, LaunchError> {
     let is_locked = has_namespace(spec, LinuxNamespaceType::User);
-    let place = Place { spec, root, sources, cgroup, label: Label::of(spec)?, is_locked };
+    let place = Place { spec, root, sources, cgroup, label: Label::of(spec)?, is_locked, mapper };
     let mut done = Assembled::default();
     for (idx, mount) in spec.mounts().iter().flatten().enumerate() {
         attach_one(mount, sources.of(idx), &place, &mut done).map_err(|error| in_mount(mount, error))?;
@@ -204,8 +208,13 @@ fn attach_one(
         Source::New => return attach_new(mount, &options, &path, place, done),
         Source::Link(to) => return copy_link(place.root, &path, to).map_err(unnamed),
         Source::Tree(tree) => tree,
-        Source::Inside { path, table } => {
-            inside = sources::open_inside(place.root, path, recursive, table.as_ref())?;
+        Source::Inside { idx, path, table } => {
+            inside = sources::open_inside(place.root, path, recursive)?;
+            match (table, place.mapper) {
+                (None, _) => {}
+                (Some(table), None) => table.apply(inside.as_fd(), &format!("mounts[{idx}]"), path)?,
+                (Some(_), Some(starter)) => starter.map_ids(*idx, inside.as_fd()).map_err(unnamed)?,
+            }
             &inside
         }
     };

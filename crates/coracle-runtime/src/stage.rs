@@ -80,6 +80,8 @@ impl Stage<'_> {
             self.join_cgroups()?;
         }
         self.become_root(channel)?;
+        // In its user namespace it has no right to map ids of the host's file systems.
+        let mapper = (self.host.is_some() && self.plan.is_mapped()).then_some(channel);
         let Host { root, sources } = match self.host.take() {
             Some(host) => host,
             None => Host::open(self.launch)?,
@@ -90,7 +92,7 @@ impl Stage<'_> {
         }
         self.step_aside()?;
         self.attach(root.as_fd())?;
-        let assembled = mounts::assemble(spec, root.as_fd(), &sources, self.cgroup)?;
+        let assembled = mounts::assemble(spec, root.as_fd(), &sources, self.cgroup, mapper)?;
         self.run_hooks(channel)?;
         self.set_sysctls(assembled.proc.as_ref())?;
         let terminal = self.open_terminal(&assembled)?;

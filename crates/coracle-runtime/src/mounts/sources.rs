@@ -46,12 +46,12 @@ pub(super) enum Source {
     /// A link that is made again in the container.
     Link(CString),
     /// A path below the container's root, as it is when its turn comes.
-    Inside { path: PathBuf, table: Option<Table> },
+    Inside { idx: usize, path: PathBuf, table: Option<Table> },
 }
 
 /// How the ids of a mount are mapped.
 #[derive(Clone)]
-pub(super) struct Table {
+pub(crate) struct Table {
     namespace: Rc<OwnedFd>,
     recursive: bool,
 }
@@ -68,8 +68,7 @@ impl Sources {
         let mut tables = Tables { spec, made: BTreeMap::new() };
         let mut list = Vec::new();
         for (idx, mount) in spec.mounts().iter().flatten().enumerate() {
-            let field = format!("mounts[{idx}]");
-            list.push(open_one(mount, &field, root_path.as_deref(), &mut tables)?);
+            list.push(open_one(idx, mount, root_path.as_deref(), &mut tables)?);
         }
         Ok(Self { list, root_path, cgroups: BTreeMap::new() })
     }
@@ -116,18 +115,29 @@ impl Sources {
         self.cgroups.get(name).map(AsFd::as_fd)
     }
 
+    /// The tables of mounts whose sources are below the root, by position. Who opens those sources may have no
+    /// right to map their ids.
+    pub(crate) fn tables_inside(&self) -> Vec<(usize, Table)> {
+        let table = |source: &Source| match source {
+            Source::Inside { idx, table: Some(table), .. } => Some((*idx, table.clone())),
+            _ => None,
+        };
+        self.list.iter().filter_map(table).collect()
+    }
+
     pub(super) fn of(&self, idx: usize) -> &Source {
         self.list.get(idx).unwrap_or(&Source::New)
     }
 }
 
 fn open_one(
+    idx: usize,
     mount: &Mount,
-    field: &str,
     root_path: Option<&Path>,
     tables: &mut Tables<'_>,
 ) -> Result<Source, LaunchError> {
     let options = Options::of(mount);
+    let field = &format!("mounts[{idx}]");
     let table = tables.of(mount, &options, field)?;
     if !is_bind(mount) {
         return match table {
@@ -149,7 +159,7 @@ fn open_one(
         return Err(LaunchError::spec(format!("{field}.source"), reason));
     }
     if let Some(inside) = root_path.and_then(|root| lexical(path).strip_prefix(root).ok().map(lexical)) {
-        return Ok(Source::Inside { path: inside, table });
+        return Ok(Source::Inside { idx, path: inside, table });
     }
     if let (true, Ok(target)) = (options.links.copy, rustix::fs::readlink(path, Vec::new())) {
         return Ok(Source::Link(target));
@@ -199,14 +209,9 @@ pub(super) fn open_inside(
     root: BorrowedFd<'_>,
     path: &Path,
     recursive: bool,
-    table: Option<&Table>,
 ) -> Result<OwnedFd, LaunchError> {
     let found = mount::open_in_root(root, path, OFlags::PATH).map_err(|error| cannot_open(path, error))?;
-    let tree = mount::clone_fd(found.as_fd(), recursive).map_err(|error| cannot_open(path, error))?;
-    if let Some(table) = table {
-        table.apply(tree.as_fd(), "the id-mapped mount", path)?;
-    }
-    Ok(tree)
+    mount::clone_fd(found.as_fd(), recursive).map_err(|error| cannot_open(path, error))
 }
 
 /// `/proc/<pid>/root/a/b` as the mount namespace of that process and `/a/b` in it.
@@ -302,7 +307,8 @@ fn ranges(mappings: &[LinuxIdMapping]) -> Vec<Range> {
 }
 
 impl Table {
-    fn apply(&self, tree: BorrowedFd<'_>, field: &str, path: &Path) -> Result<(), LaunchError> {
+    /// Maps the ids of a detached tree; `path` says in errors what it shows.
+    pub(crate) fn apply(&self, tree: BorrowedFd<'_>, field: &str, path: &Path) -> Result<(), LaunchError> {
         mount::set_idmap(tree, self.recursive, self.namespace.as_fd()).map_err(|error| {
             let kind = rustix::fs::fstatfs(tree).map_or(0, |fs| u64::try_from(fs.f_type).unwrap_or(0));
             let place = format!("{}, which is on {},", path.display(), file_system(kind));

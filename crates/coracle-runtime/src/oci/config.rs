@@ -202,6 +202,7 @@ pub(super) fn parse_as<T: DeserializeOwned>(
         // The words that runc's users know.
         let reason = match field.strip_prefix("linux.memoryPolicy") {
             Some(".mode") => format!("invalid memory policy mode: {reason}"),
+            Some("") if reason.contains("`mode`") => format!("invalid memory policy mode: {reason}"),
             Some(part) if part.starts_with(".flags") => format!("invalid memory policy flag: {reason}"),
             Some(_) => format!("invalid memory policy: {reason}"),
             None => reason,
@@ -362,7 +363,10 @@ mod tests {
         let cases: [(Change, &[&str]); 13] = [
             (|v| v["ociVersion"] = json!("0.9.0"), &["ociVersion", "0.9.0", "1.0.0"]),
             (|v| v["ociVersion"] = json!("x"), &["ociVersion", "no version"]),
-            (|v| v["linux"]["memoryPolicy"] = json!({}), &["linux.memoryPolicy", "invalid memory policy"]),
+            (
+                |v| v["linux"]["memoryPolicy"] = json!({}),
+                &["linux.memoryPolicy", "invalid memory policy mode"],
+            ),
             (
                 |v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_NO"}),
                 &["linux.memoryPolicy.mode", "invalid memory policy mode", "MPOL_BIND"],

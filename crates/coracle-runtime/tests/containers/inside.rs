@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use coracle_base::explain::chain;
-use coracle_runtime::Launch;
+use coracle_runtime::{Launch, Root};
 use coracle_sys::idmap::{Range, table};
 use coracle_sys::process::{CloneArgs, clone_child, execve, exit_now, wait_pidfd};
 use oci_spec::runtime::LinuxNamespaceType;
@@ -232,11 +232,15 @@ fn a_mount_takes_the_mapping_of_the_container(rig: &Rig) {
     let volume = HostMount::new(rig.dir.join("volume"), 0);
     fs::write(volume.0.join("file"), "").unwrap();
     std::os::unix::fs::chown(volume.0.join("file"), Some(5), Some(6)).unwrap();
-    let mut launch = rig.sh("stat -c '%u %g' /mapped/file /plain/file; touch /mapped/new");
+    let mut launch = rig.sh("stat -c '%u %g' /mapped/file /plain/file /again/file; touch /mapped/new");
     with_user_namespace(rig, &mut launch);
+    let Root::Path(root) = &launch.root else { panic!("the rig's root is a directory") };
+    let earlier = root.join("plain").to_str().unwrap().to_owned();
     let mounts = launch.spec.mounts_mut().as_mut().unwrap();
     mounts.push(mount("/mapped", "bind", volume.path(), &["bind", "idmap"]));
     mounts.push(mount("/plain", "bind", volume.path(), &["bind"]));
-    assert_eq!(output(&launch), "5 6\n65534 65534\n");
+    // What an earlier mount shows is opened in the container, which has no right to map its ids.
+    mounts.push(mount("/again", "bind", &earlier, &["bind", "idmap"]));
+    assert_eq!(output(&launch), "5 6\n65534 65534\n5 6\n");
     assert_eq!(fs::metadata(volume.0.join("new")).unwrap().uid(), 0, "root's, on the host as well");
 }
