@@ -13,7 +13,7 @@
 //! | < 6.5 | the same | lowest ordinary layer, hidden by a whiteout in a mask layer on top |
 //!
 //! No kernel version is read: each row is tried when the kernel refuses the one above (`ENOTBLK` from EROFS on a
-//! file, `EINVAL` from overlayfs), so back-ports are used as they are found.
+//! file, `EINVAL` or `EOPNOTSUPP` from overlayfs), so back-ports are used as they are found.
 //!
 //! Inside a user namespace the kernel mounts no EROFS and no overlay with trusted attributes. There the lower layer
 //! is one plain directory, made beforehand from all layers, and the overlay is mounted with `userxattr` (5.11). With
@@ -132,13 +132,15 @@ impl LayeredRoot {
         let lowers = self.distinct_lowers();
         let layers = self.mount_layers(&lowers, Backing::File)?;
         match self.overlay_detached(&layers) {
-            Err(refusal) if refusal.source == Errno::INVAL => {}
+            // The second is said of descriptors where overlayfs knows option strings only (before 6.5).
+            Err(refusal) if matches!(refusal.source, Errno::INVAL | Errno::OPNOTSUPP) => {}
             Err(refusal) => return Err(refusal.into_io()),
             Ok(root) => {
                 leftovers.extend(layers);
                 return Ok(root);
             }
         }
+        self.forget_volatile_mark()?;
         match in_private_namespace(|| self.overlay_attached(&layers, Data::Only)) {
             // Objects as an ordinary layer need `metacopy=on`, which `userxattr` excludes.
             Err(refusal)
@@ -146,7 +148,8 @@ impl LayeredRoot {
             Err(refusal) => return Err(self.name_refusal(&refusal)),
             Ok(root) => return Ok(root),
         }
-        // The namespace of the attempt took the layers with it.
+        // The namespace of the attempt took the layers with it; its mark was left.
+        self.forget_volatile_mark()?;
         let layers = self.mount_layers(&lowers, Backing::File)?;
         in_private_namespace(|| self.overlay_attached(&layers, Data::Masked))
             .map_err(|refusal| self.name_refusal(&refusal))
@@ -212,7 +215,7 @@ impl LayeredRoot {
         Ok(layers)
     }
 
-    /// Without this the kernel refuses to mount a volatile upper again.
+    /// Without this the kernel refuses to mount a volatile upper again, even if it has refused the first attempt.
     fn forget_volatile_mark(&self) -> io::Result<()> {
         let Some(work) = self.work.as_ref().filter(|_| self.volatile) else { return Ok(()) };
         let mark = work.join("work/incompat/volatile");
