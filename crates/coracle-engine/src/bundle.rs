@@ -242,7 +242,7 @@ fn linux(spec: &ContainerSpec, around: &Surroundings) -> Result<oci::Linux, Engi
         .set_namespaces(Some(namespaces(spec, around)?))
         .set_resources(Some(limits::resources(spec, around)?))
         .set_devices(Some(around.devices.iter().map(|(d, _)| d.clone()).collect()))
-        .set_cgroups_path(cgroups_path(spec, around.rootless.is_some()))
+        .set_cgroups_path(Some(cgroups_path(spec, around.rootless.as_ref())))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
         .set_sysctl(Some(sysctls(spec, around).into_iter().collect()))
@@ -266,13 +266,12 @@ fn system_paths(security: &Security, hardware: &[String]) -> (Vec<String>, Vec<S
     (masked, readonly)
 }
 
-/// Below the parent that the user named, else below our own. Without being root the runtime looks for one that was
-/// delegated.
-pub(crate) fn cgroups_path(spec: &ContainerSpec, is_rootless: bool) -> Option<PathBuf> {
-    match spec.resources.cgroup_parent.trim_matches('/') {
-        "" if is_rootless => None,
-        "" => Some(Path::new("/coracle").join(spec.id.as_str())),
-        parent => Some(Path::new("/").join(parent).join(spec.id.as_str())),
+/// Below the parent that the user named, else below our own; without being root, in what was delegated.
+fn cgroups_path(spec: &ContainerSpec, rootless: Option<&Rootless>) -> PathBuf {
+    match (spec.resources.cgroup_parent.trim_matches('/'), rootless) {
+        ("", Some(delegated)) => delegated.cgroup.clone(),
+        ("", None) => Path::new("/coracle").join(spec.id.as_str()),
+        (parent, _) => Path::new("/").join(parent).join(spec.id.as_str()),
     }
 }
 

@@ -4,7 +4,11 @@
 //! place each: the store chooses other trees, the bundle takes the values of [`Rootless`], and the network is a
 //! program that the monitor looks after.
 
+use std::path::PathBuf;
+
 use coracle_net::NetError;
+use coracle_runtime::cgroup::{Driver, Location};
+use coracle_state::ContainerId;
 use coracle_state::container::Status;
 use coracle_sys::userns;
 
@@ -15,12 +19,17 @@ use crate::{Engine, EngineError};
 pub(crate) struct Rootless {
     /// Its highest group id.
     pub(crate) last_gid: u32,
+    /// Where the container's cgroups are going to be: in what was delegated to this process. It is decided here,
+    /// and recorded: a later command may have another delegation, or none.
+    pub(crate) cgroup: PathBuf,
 }
 
 impl Rootless {
-    pub(crate) fn find() -> Result<Self, EngineError> {
+    pub(crate) fn find(id: &ContainerId) -> Result<Self, EngineError> {
         let last_gid = userns::last_gid().map_err(|e| EngineError::io("read /proc/self/gid_map", e))?;
-        Ok(Self { last_gid })
+        let location = Location::resolve(None, id.as_str(), Driver::Cgroupfs)
+            .map_err(|e| EngineError::invalid(coracle_base::explain::chain(&e)))?;
+        Ok(Self { last_gid, cgroup: location.path().to_owned() })
     }
 }
 

@@ -219,7 +219,7 @@ impl Engine {
         spec: &ContainerSpec,
         network: &NetworkState,
     ) -> Result<Surroundings, EngineError> {
-        let rootless = if self.is_rootless() { Some(Rootless::find()?) } else { None };
+        let rootless = if self.is_rootless() { Some(Rootless::find(&spec.id)?) } else { None };
         let mut around = Surroundings {
             devices: devices::find(spec)?,
             masked: thermal_throttle(),

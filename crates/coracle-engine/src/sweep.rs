@@ -134,11 +134,12 @@ impl Engine {
 
     /// Ends what a container whose monitor was killed has left in its cgroups, and removes them.
     pub(crate) fn remove_cgroup(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let spec: Option<ContainerSpec> = files::find_json(&self.dirs().container(id).join("spec.json"))?;
-        let path = spec.map_or_else(
-            || (!self.is_rootless()).then(|| Path::new("/coracle").join(id.as_str())),
-            |s| crate::bundle::cgroups_path(&s, self.is_rootless()),
-        );
+        // As it was decided at the start. It is read as what it is on disk, which an older version may have written.
+        let plan: Option<serde_json::Value> =
+            files::find_json(&self.dirs().run_container(id).join("launch.json"))?;
+        let recorded =
+            plan.as_ref().and_then(|plan| plan.pointer("/launch/spec/linux/cgroupsPath")?.as_str());
+        let path = recorded.map(Path::new);
         let failed = |e: coracle_runtime::LaunchError| EngineError::Conflict {
             message: format!(
                 "cannot remove the cgroup of container {}: {}",
@@ -147,7 +148,7 @@ impl Engine {
             ),
             hint: None,
         };
-        let location = Location::resolve(path.as_deref(), id.as_str(), Driver::Cgroupfs).map_err(failed)?;
+        let location = Location::resolve(path, id.as_str(), Driver::Cgroupfs).map_err(failed)?;
         let cgroup = Cgroup::open(&location).map_err(failed)?;
         match cgroup.kill_all() {
             // What this user may not change he has not made: his containers had no cgroups, and ended with their
