@@ -275,6 +275,11 @@ fn a_user_runs_executes_stops_and_removes() {
     assert_eq!(user.run(&["exec", "-u", "1000:1000", "one", "id", "-u"]).ok(), "1000");
     assert_eq!(user.run(&["logs", "one"]).ok(), "ready");
     assert_eq!(user.run(&["ps", "--format", "{{.Names}} {{.State}}"]).ok(), "one running");
+    let options = user.run(&["info", "--format", "{{json .SecurityOptions}}"]).ok();
+    assert!(options.contains("\"name=rootless\""), "{options}");
+    let network =
+        ["network", "inspect", "bridge", "--format", "{{.Driver}} {{(index .IPAM.Config 0).Subnet}}"];
+    assert_eq!(user.run(&network).ok(), "pasta 10.87.0.0/24");
     user.run(&["stop", "one"]).ok();
     assert_eq!(user.inspect("one", "/State/ExitCode"), 3);
     user.run(&["start", "one"]).ok();

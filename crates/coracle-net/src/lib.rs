@@ -42,7 +42,7 @@ pub use error::NetError;
 pub use files::{HostsFile, ResolvConf, host_resolv_conf, render_hosts, render_resolv_conf};
 pub use namespace::Namespace;
 pub use owner::{PortOwner, port_owner};
-pub use pasta::{PastaPlan, PastaRequest, plan_pasta};
+pub use pasta::{PastaPlan, PastaRequest, plan_pasta, user_network};
 pub use publish::{Publication, firewall_warnings, publish};
 pub use subnet::Subnet;
 

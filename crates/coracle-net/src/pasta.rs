@@ -91,6 +91,13 @@ pub fn plan_pasta(request: &PastaRequest<'_>) -> Result<PastaPlan, NetError> {
     Ok(PastaPlan { program, args, endpoint, published, ports })
 }
 
+/// The subnet and the gateway that each container of a user has.
+#[must_use]
+pub fn user_network() -> (String, String) {
+    let [a, b, c, _] = GATEWAY.octets();
+    (format!("{a}.{b}.{c}.0/{PREFIX_LEN}"), GATEWAY.to_string())
+}
+
 /// Whether all name servers of the host listen on its loopback, where containers do not reach them.
 #[must_use]
 pub fn needs_name_server(host_resolv_conf: &str) -> bool {

@@ -74,14 +74,20 @@ fn all(context: &Context, engine: &Engine) -> Result<Vec<View>, Failure> {
             (c.spec.id.to_string(), c.spec.name.clone(), e.mac.clone(), address)
         })
     });
-    networks.push(View {
-        subnet: Some(bridge.subnet.to_string()),
-        gateway: Some(bridge.gateway.to_string()),
-        interface: Some(bridge.bridge.clone()),
-        internal: bridge.internal,
-        containers: on_bridge.collect(),
-        id: bridge.id.clone(),
-        ..fixed(&bridge.name, "bridge")
+    let of_name =
+        View { containers: on_bridge.collect(), id: bridge.id.clone(), ..fixed(&bridge.name, "bridge") };
+    // Without being root there is no bridge: each container has a network like all others' to itself.
+    networks.push(if context.rootless {
+        let (subnet, gateway) = coracle_net::user_network();
+        View { driver: "pasta".to_owned(), subnet: Some(subnet), gateway: Some(gateway), ..of_name }
+    } else {
+        View {
+            subnet: Some(bridge.subnet.to_string()),
+            gateway: Some(bridge.gateway.to_string()),
+            interface: Some(bridge.bridge.clone()),
+            internal: bridge.internal,
+            ..of_name
+        }
     });
     for (name, driver, mode) in [("host", "host", NetworkMode::Host), ("none", "null", NetworkMode::None)] {
         let of_mode = containers.iter().filter(|c| c.is_running() && c.spec.network.mode == mode);

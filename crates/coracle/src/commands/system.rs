@@ -82,6 +82,26 @@ fn counts(engine: &Engine) -> Result<[usize; 4], Failure> {
     Ok([containers.len(), running, paused, containers.len() - running - paused])
 }
 
+/// What every container has unless it is told otherwise, in the words of `docker info`.
+fn security_options(is_rootless: bool) -> Vec<&'static str> {
+    let all =
+        [("name=seccomp,profile=builtin", true), ("name=rootless", is_rootless), ("name=cgroupns", true)];
+    all.into_iter().filter_map(|(option, holds)| holds.then_some(option)).collect()
+}
+
+/// As Docker prints them: the name, and what more there is of it below.
+fn security_lines(options: &[&str]) -> String {
+    let mut text = "Security Options:\n".to_owned();
+    for option in options {
+        for (index, word) in option.split(',').enumerate() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            let line = if index == 0 { format!("  {value}\n") } else { format!("   {key}: {value}\n") };
+            text.push_str(&line);
+        }
+    }
+    text
+}
+
 fn info(context: &Context, parsed: &Parsed) -> Outcome {
     let engine = context.engine()?;
     let [all, running, paused, stopped] = counts(&engine)?;
@@ -90,18 +110,20 @@ fn info(context: &Context, parsed: &Parsed) -> Outcome {
     let text = |t: &std::ffi::CStr| t.to_string_lossy().into_owned();
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let security = security_options(context.rootless);
     let value = json!({
         "Containers": all, "ContainersRunning": running, "ContainersPaused": paused, "ContainersStopped": stopped,
         "Images": images, "Driver": "overlay", "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs",
         "CgroupVersion": if unified { "2" } else { "1" }, "KernelVersion": text(uname.release()),
         "OSType": "linux", "Architecture": std::env::consts::ARCH, "NCPU": processors,
         "DockerRootDir": context.dirs.data.to_string_lossy(), "Name": text(uname.nodename()),
-        "ServerVersion": VERSION_TEXT,
+        "ServerVersion": VERSION_TEXT, "SecurityOptions": security,
     });
     formatted(parsed.text("format"), &value, || {
         format!(
-            "Containers: {all}\n Running: {running}\n Paused: {paused}\n Stopped: {stopped}\nImages: {images}\nServer Version: {VERSION_TEXT}\nStorage Driver: overlay\nCgroup Version: {}\nKernel Version: {}\nCPUs: {processors}\nData: {}\nRun: {}\n",
+            "Containers: {all}\n Running: {running}\n Paused: {paused}\n Stopped: {stopped}\nImages: {images}\nServer Version: {VERSION_TEXT}\nStorage Driver: overlay\nCgroup Version: {}\n{}Kernel Version: {}\nCPUs: {processors}\nData: {}\nRun: {}\n",
             if unified { 2 } else { 1 },
+            security_lines(&security),
             text(uname.release()),
             context.dirs.data.display(),
             context.dirs.run.display(),
