@@ -105,3 +105,42 @@ fn a_stopped_client_does_not_keep_its_container() {
     client.wait().unwrap();
     sandbox.assert_no_traces();
 }
+
+/// In `/tmp` anybody may have been first: what he has put there must not be taken for the state of a user's
+/// containers, whose hooks run as that user.
+#[test]
+fn a_state_that_another_user_has_planted_is_not_read() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    // A number that nobody has, so that the place is nobody's.
+    let uid = 1_900_000_000 + std::process::id();
+    let place = std::path::PathBuf::from(format!("/tmp/coracle-{uid}"));
+    let state = place.join("oci/planted");
+    std::fs::create_dir_all(&state).unwrap();
+    let mark = sandbox.files.join("mark");
+    let record = json!({
+        "version": 1, "id": "planted", "ociVersion": "1.0.2", "bundle": "/tmp", "rootfs": "/tmp",
+        "created": "2020-01-01T00:00:00Z", "phase": "running", "cgroup": {"path": "/planted"},
+        "ownPidNamespace": true,
+        "hooks": {"poststop": [{"path": "/bin/touch", "args": ["touch", &mark]}]},
+    });
+    std::fs::write(state.join("state.json"), record.to_string()).unwrap();
+    std::fs::write(state.join("config.json"), "{}").unwrap();
+    std::os::unix::fs::chown(&place, Some(uid + 1), Some(uid + 1)).unwrap();
+    // Where that user may execute it.
+    let binary = place.with_extension("binary");
+    std::fs::copy(crate::sandbox::coracle(), &binary).unwrap();
+    let mut outcomes = Vec::new();
+    for verb in [&["list"][..], &["delete", "--force", "planted"]] {
+        let mut command = xtask::shell::command(&binary);
+        command.env_clear().env("HOME", "/").arg("oci").args(verb);
+        outcomes.push(std::os::unix::process::CommandExt::uid(&mut command, uid).output());
+    }
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::remove_file(&binary).unwrap();
+    for outcome in outcomes {
+        let outcome = outcome.unwrap();
+        let text = String::from_utf8_lossy(&outcome.stderr);
+        assert!(outcome.status.code() == Some(1) && text.contains("belongs to user"), "{text}");
+    }
+    assert!(!mark.exists(), "the hook ran");
+}

@@ -19,7 +19,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_runtime::cgroup::Driver;
 use coracle_runtime::oci::{Containers, Done, OciError};
@@ -32,6 +32,7 @@ use crate::context::Context;
 use crate::environment::{self, filled};
 use crate::failure::Failure;
 use crate::output;
+use crate::rootless::place;
 use args::{Matches, Opt, Usage, Verb, on, text};
 
 /// The row in the table of all commands. Its words are read by [`main`].
@@ -242,11 +243,14 @@ fn default_root() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/run/coracle/oci"));
     }
-    let Some(run) = filled("XDG_RUNTIME_DIR") else {
-        let uid = rustix::process::geteuid().as_raw();
-        return Ok(PathBuf::from(format!("/tmp/coracle-{uid}/oci")));
-    };
-    let root = Path::new(&run).join("coracle/oci");
+    let uid = rustix::process::geteuid().as_raw();
+    let run = place::run(uid);
+    // Who else could write there would have his hooks run as this user.
+    place::prepare_run(&run, uid).map_err(|failure| failure.with_code(1))?;
+    let root = run.join("oci");
+    if filled("XDG_RUNTIME_DIR").is_none() {
+        return Ok(root);
+    }
     let kept = fs::create_dir_all(&root).and_then(|()| {
         // By the XDG specification the sticky bit keeps what is in use from being tidied away.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o1700))

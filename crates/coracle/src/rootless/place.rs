@@ -52,14 +52,21 @@ pub(super) fn prepare(dirs: &Dirs, uid: u32) -> Result<(), Failure> {
         )
         .with_hint("set HOME, or give --root and --run-dir"));
     }
-    for (dir, what) in [(&dirs.data, "--root"), (&dirs.run, "--run-dir (or XDG_RUNTIME_DIR)")] {
-        make(dir).map_err(|e| {
-            Failure::new(NOT_RUN, format!("cannot make the directory {}: {e}", dir.display()))
-                .with_hint(format!("choose one that user {uid} can write to by {what}"))
-        })?;
-        check(dir, uid, what)?;
-    }
-    Ok(())
+    prepare_one(&dirs.data, uid, "--root")?;
+    prepare_run(&dirs.run, uid)
+}
+
+/// The same for the one that ends with a reboot.
+pub(crate) fn prepare_run(dir: &Path, uid: u32) -> Result<(), Failure> {
+    prepare_one(dir, uid, "--run-dir (or XDG_RUNTIME_DIR)")
+}
+
+fn prepare_one(dir: &Path, uid: u32, what: &str) -> Result<(), Failure> {
+    make(dir).map_err(|e| {
+        Failure::new(NOT_RUN, format!("cannot make the directory {}: {e}", dir.display()))
+            .with_hint(format!("choose one that user {uid} can write to by {what}"))
+    })?;
+    check(dir, uid, what)
 }
 
 /// Makes a directory for its owner alone, and those above it.
