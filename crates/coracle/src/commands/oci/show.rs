@@ -66,10 +66,12 @@ fn list(global: &Global, matches: &Matches) -> Outcome {
     Ok(0)
 }
 
-/// Columns of at least twelve characters, three apart.
+/// Columns of at least twelve characters, three apart. A cell is one line and obeyed by no terminal.
 fn aligned(rows: &[Vec<String>]) -> String {
+    let shown = |cell: &String| output::harmless(cell).replace('\n', "\\n");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
     let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
+    for row in &rows {
         widths.resize(widths.len().max(row.len()), 12);
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count() + 3);
@@ -269,5 +271,7 @@ mod tests {
         let rows =
             [vec!["ID".to_owned(), "PID".to_owned()], vec!["a-long-identifier".to_owned(), "7".to_owned()]];
         assert_eq!(aligned(&rows), "ID                  PID\na-long-identifier   7\n");
+        let rows = [vec!["/b\u{1b}[31m\nroot".to_owned(), "7".to_owned()]];
+        assert_eq!(aligned(&rows), "/b\\u{1b}[31m\\nroot   7\n");
     }
 }
