@@ -88,8 +88,9 @@ impl Departure<'_> {
                 self.let_go()?;
                 let creator = channel.peer_uid();
                 process::block_signals();
+                // Before it is said that all is done, and while somebody is there to hear that it is not.
+                self.close_the_rest([listener.as_fd(), channel.as_fd()])?;
                 channel.detached();
-                self.close_the_rest(listener)?;
                 let opener = self.wait_for_opener(listener, creator);
                 process::reset_signals();
                 if self.hooks.is_none() {
@@ -123,8 +124,8 @@ impl Departure<'_> {
     /// Who waits for a long time must not hold what he does not need: directories of the host, terminals, whatever
     /// the caller has left open. Nothing of it is used any more, and nothing is going to be dropped in this
     /// process.
-    fn close_the_rest(&self, listener: &OwnedFd) -> Result<(), LaunchError> {
-        process::close_all_but(3 + self.preserve_fds, listener.as_fd())
+    fn close_the_rest(&self, keep: [BorrowedFd<'_>; 2]) -> Result<(), LaunchError> {
+        process::close_all_but(3 + self.preserve_fds, keep)
             .map_err(|error| LaunchError::step("close descriptors", error))
     }
 

@@ -296,16 +296,21 @@ pub fn close_from(first: u32) -> io::Result<()> {
     close_range(first, 0)
 }
 
-/// As [`close_from`], but for one.
+/// As [`close_from`], but for two.
 ///
 /// # Errors
 /// What the kernel says (Linux 5.9).
-pub fn close_all_but(first: u32, keep: BorrowedFd<'_>) -> io::Result<()> {
-    let keep = keep.as_raw_fd().cast_unsigned();
-    if first < keep {
-        close_between(first, keep - 1, 0)?;
+pub fn close_all_but(first: u32, keep: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    let mut keep = keep.map(|fd| fd.as_raw_fd().cast_unsigned());
+    keep.sort_unstable();
+    let mut first = first;
+    for kept in keep {
+        if first < kept {
+            close_between(first, kept - 1, 0)?;
+        }
+        first = first.max(kept + 1);
     }
-    close_range(first.max(keep + 1), 0)
+    close_range(first, 0)
 }
 
 fn close_range(first: u32, flags: libc::c_uint) -> io::Result<()> {
