@@ -107,6 +107,18 @@ pub(crate) fn check(capabilities: Option<&LinuxCapabilities>) -> Result<(), Laun
     Err(LaunchError::spec("process.capabilities.bounding", reason))
 }
 
+/// Warns of ambient capabilities that the kernel refuses; of all in one line, because buildah asks for each of the
+/// default ones in vain. The beginning is runc's.
+pub(crate) fn not_raised(ambient: u64) -> Option<String> {
+    let names = names(ambient);
+    let (what, are) = match names.len() {
+        0 => return None,
+        1 => ("capability", "it is"),
+        _ => ("capabilities", "they are"),
+    };
+    Some(format!("can't raise ambient {what} {}: {are} not inheritable and permitted", names.join(", ")))
+}
+
 /// The five sets of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Sets {
@@ -177,6 +189,15 @@ mod tests {
     fn an_ambient_capability_must_be_inheritable() {
         let sets = Sets { permitted: 0b111, inheritable: 0b011, ambient: 0b110, ..Sets::default() };
         assert_eq!(sets.within(u64::MAX).ambient, 0b010);
+    }
+
+    #[test]
+    fn ambient_capabilities_that_cannot_be_share_one_warning() {
+        assert_eq!(not_raised(0), None);
+        let one = "can't raise ambient capability CAP_CHOWN: it is not inheritable and permitted";
+        assert_eq!(not_raised(1).unwrap(), one);
+        let two = "can't raise ambient capabilities CAP_CHOWN, CAP_DAC_OVERRIDE: they are not inheritable and permitted";
+        assert_eq!(not_raised(0b11).unwrap(), two);
     }
 
     #[test]

@@ -238,9 +238,8 @@ impl<'a> Program<'a> {
             let names = caps::names(missing).join(", ");
             channel.warn(&format!("capabilities that coracle itself does not have: {names}"));
         }
-        for name in caps::names(wanted.ambient & available & !sets.ambient) {
-            channel
-                .warn(&format!("can't raise ambient capability {name}: it is not inheritable and permitted"));
+        if let Some(text) = caps::not_raised(wanted.ambient & available & !sets.ambient) {
+            channel.warn(&text);
         }
         if self.process.no_new_privileges() == Some(true) {
             rustix::thread::set_no_new_privs(true).map_err(|error| step("set no_new_privs", error.into()))?;
