@@ -110,7 +110,7 @@ fn the_log_has_what_standard_error_has() {
 #[test]
 fn command_lines_are_refused_in_runc_s_words() {
     let Some(bundle) = Bundle::new(&["true"]) else { return };
-    let cases: [(&[&str], u8, &[&str]); 9] = [
+    let cases: [(&[&str], u8, &[&str]); 10] = [
         (&["start"], 1, &["\"start\" requires exactly 1 argument(s)"]),
         (&["kill"], 1, &["\"kill\" requires a minimum of 1 argument(s)"]),
         (&["state", "a", "b"], 1, &["requires exactly 1"]),
@@ -120,6 +120,7 @@ fn command_lines_are_refused_in_runc_s_words() {
         (&["--root", "/", "list"], 1, &["--root", "/"]),
         (&["frobnicate"], 3, &["No help topic for 'frobnicate'"]),
         (&["checkpoint", "a"], 1, &["not supported"]),
+        (&["restore", "--image-path", "x", "a"], 1, &["not supported"]),
     ];
     for (args, code, words) in cases {
         bundle.oci(args).fails(i32::from(code), words);

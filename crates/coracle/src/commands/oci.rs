@@ -158,6 +158,7 @@ fn dispatch(global: &Global, words: &[String]) -> Outcome {
             if verb.operands_end { matches } else { args::parse_among(verb.options, rest, matches)? }
         }
         Err(Usage::Help) => return Ok(print(&args::help(name, verb))),
+        Err(Usage::Wrong(_)) if life::is_unsupported(verb) => return Err(life::no_checkpoint()),
         Err(Usage::Wrong(message)) => return Err(Failure::plain(message)),
     };
     if matches.wants_help {

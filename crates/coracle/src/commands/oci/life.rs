@@ -180,6 +180,11 @@ pub(super) const RESTORE: Verb = Verb {
     run: |_, _| Err(no_checkpoint()),
 };
 
-fn no_checkpoint() -> Failure {
+/// Whether nothing that may stand behind this verb can help: its options are not ours to judge.
+pub(super) fn is_unsupported(verb: &Verb) -> bool {
+    [CHECKPOINT.name, RESTORE.name].contains(&verb.name)
+}
+
+pub(super) fn no_checkpoint() -> Failure {
     Failure::plain("checkpoint and restore of containers are not supported by this runtime")
 }
