@@ -82,9 +82,11 @@ impl Arena {
     }
 }
 
+// Never inlined: the optimizer would copy them to each of ten thousand places, and a start touches more pages of code.
 // SAFETY: a block is from the arena, aligned, large enough and nobody else's, or from the system's allocator, to
 // which it goes back; which of both tells its address. Nothing unwinds.
 unsafe impl GlobalAlloc for Arena {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match self.take(layout) {
             Some(block) => block,
@@ -93,6 +95,7 @@ unsafe impl GlobalAlloc for Arena {
         }
     }
 
+    #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match self.take(layout) {
             // A block that was freed as the last one may be here once more.
@@ -106,6 +109,7 @@ unsafe impl GlobalAlloc for Arena {
         }
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match self.offset(block) {
             Some(offset) => {
@@ -116,6 +120,7 @@ unsafe impl GlobalAlloc for Arena {
         }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let Some(offset) = self.offset(block) else {
             // SAFETY: it is not the arena's, so that the system's allocator made it.
