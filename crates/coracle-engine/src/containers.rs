@@ -163,8 +163,7 @@ impl Engine {
     ) -> Result<String, EngineError> {
         let new = self.dirs().containers().join(format!(".new-{}", spec.id));
         let mut undo = Undo { engine: self, id: spec.id.clone(), name: None, dir: Some(new.clone()) };
-        files::create_private_dir(&new)?;
-        let _creating = lock::exclusive_dir(&new)?;
+        let _creating = lock::new_dir(&new)?;
         spec.name = self.claim_name(asked, &spec.id)?;
         undo.name = Some(spec.name.clone());
         let maps = spec.security.id_maps.as_ref();

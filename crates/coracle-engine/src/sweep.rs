@@ -26,8 +26,7 @@ use coracle_state::lock;
 use crate::volumes::remove_tree;
 use crate::{Engine, EngineError};
 
-/// Age from which a hidden directory without a lock counts as abandoned, seconds: its lock is taken right after
-/// it is made.
+/// Age from which a directory that is being removed counts as abandoned, seconds.
 const ABANDONED_S: i64 = 10;
 
 impl Engine {
@@ -57,8 +56,9 @@ impl Engine {
                 continue;
             }
             let path = entry.path();
-            let abandoned = is_old(&path) && (!name.starts_with(".new-") || !lock::is_held(&path)?);
-            if abandoned {
+            // Held while it is removed, so that its maker cannot begin in between.
+            let held = if name.starts_with(".new-") { lock::try_exclusive_dir(&path)? } else { None };
+            if held.is_some() || (!name.starts_with(".new-") && is_old(&path)) {
                 self.remove_hidden(&name, &path)?;
             }
         }

@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,15 +31,54 @@ pub fn exclusive(path: &Path, command: &str) -> Result<Lock, StateError> {
     Ok(stamp(file, command))
 }
 
-/// Takes the exclusive lock on the directory at `path`, which must exist. For directories of one owner's making:
-/// it costs no file, and names no holder.
+/// Makes a private directory at `path` and takes the exclusive lock on it: it costs no file, and names no holder.
+/// Who removes unlocked ones by [`try_exclusive_dir`] may do so at any moment: what he takes before it is locked is
+/// made again.
+///
+/// # Errors
+/// The directory cannot be made or locked.
+pub fn new_dir(path: &Path) -> Result<Lock, StateError> {
+    loop {
+        crate::files::create_private_dir(path)?;
+        if let Some(dir) = open_dir(path)? {
+            flock(&dir, FlockOperation::LockExclusive).map_err(|e| StateError::io("lock", path, e))?;
+            if is_at(&dir, path)? {
+                return Ok(Lock(dir));
+            }
+        }
+    }
+}
+
+/// Takes the exclusive lock on the directory at `path` if it is there and nobody holds it; `None` otherwise.
 ///
 /// # Errors
 /// The directory cannot be opened or locked.
-pub fn exclusive_dir(path: &Path) -> Result<Lock, StateError> {
-    let dir = File::open(path).map_err(|e| StateError::io("open", path, e))?;
-    flock(&dir, FlockOperation::LockExclusive).map_err(|e| StateError::io("lock", path, e))?;
-    Ok(Lock(dir))
+pub fn try_exclusive_dir(path: &Path) -> Result<Option<Lock>, StateError> {
+    let Some(dir) = open_dir(path)? else { return Ok(None) };
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        // Its owner may have moved it between the two.
+        Ok(()) => Ok(if is_at(&dir, path)? { Some(Lock(dir)) } else { None }),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(StateError::io("lock", path, e)),
+    }
+}
+
+fn open_dir(path: &Path) -> Result<Option<File>, StateError> {
+    match File::open(path) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(StateError::io("open", path, e)),
+    }
+}
+
+/// Whether an open directory is still the one that its path leads to.
+fn is_at(dir: &File, path: &Path) -> Result<bool, StateError> {
+    let own = dir.metadata().map_err(|e| StateError::io("look at", path, e))?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => Ok((own.dev(), own.ino()) == (there.dev(), there.ino())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(StateError::io("look at", path, e)),
+    }
 }
 
 /// Takes the exclusive lock on `path` if nobody holds it; `None` otherwise.
@@ -132,5 +171,22 @@ impl Lock {
     #[must_use]
     pub fn into_file(self) -> File {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_directory_is_its_makers_until_he_lets_go() {
+        let home = tempfile::tempdir().unwrap();
+        let (path, moved) = (home.path().join("new"), home.path().join("moved"));
+        let held = new_dir(&path).unwrap();
+        assert!(try_exclusive_dir(&path).unwrap().is_none());
+        std::fs::rename(&path, &moved).unwrap();
+        assert!(try_exclusive_dir(&path).unwrap().is_none(), "it is not there");
+        drop(held);
+        assert!(try_exclusive_dir(&moved).unwrap().is_some());
     }
 }
